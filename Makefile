@@ -1,0 +1,50 @@
+# Needs nothing but make and a Python 3.11 to 3.13. The active environment is used (venv or conda, but never conda's
+# base); where none is, .venv is made from requirements.lock. See tools/setup.sh.
+SHELL := /bin/sh
+PROFILE ?= embedded
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+
+ifneq ($(CONDA_DEFAULT_ENV),base)
+CONDA := $(CONDA_PREFIX)
+endif
+ENVIRONMENT := $(or $(VIRTUAL_ENV),$(CONDA),.venv)
+PYTHON := "$(ENVIRONMENT)/bin/python"
+# The notebooks' kernel is the environment's own, even where the user has installed another of the same name.
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce test lab notebooks lint lock clean
+
+help: ## list these targets
+	@echo "make TARGET, with the environment $(ENVIRONMENT):"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make or complete the environment from requirements.lock (hash-checked); a second time does nothing
+	@sh tools/setup.sh "$(ENVIRONMENT)"
+
+reproduce: setup ## run the six notebooks and judge the paper's claims [PROFILE=embedded]; goes on where it stopped
+	$(PYTHON) -m slimllm_nb.reproduce --profile $(PROFILE)
+
+test: lint ## lint, then all tests, the notebooks' outputs among them
+	$(PYTHON) -m pytest
+
+lab: setup ## open JupyterLab on the notebooks
+	$(PYTHON) -m jupyterlab notebooks
+
+notebooks: setup ## run the committed notebooks again, top to bottom, and save their outputs in place
+	@for notebook in $(NOTEBOOKS); do \
+		$(PYTHON) -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False "$$notebook" || exit 1; \
+	done
+
+lint: setup ## check style and formatting of code and notebooks
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+
+lock: setup ## write requirements.lock and environment.yml anew from pyproject.toml
+	$(PYTHON) tools/lock.py
+
+clean: ## remove runs/ and caches in this folder
+	rm -rf runs build .pytest_cache .ruff_cache .hypothesis notebooks/.ipynb_checkpoints
+	find slimllm_nb tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "Kept: the environment (rm -rf .venv removes one made here) and fetched models and texts; they lie in the"
+	@echo "folder SLIMLLM_NB_CACHE, or slimllm-nb in your user cache folder, and may be deleted at any time."
