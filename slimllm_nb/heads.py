@@ -1,0 +1,121 @@
+"""Which attention heads matter: similarity of the output without them (paper section 4.1).
+
+The attention output is a sum of head contributions P_h = X_h W_O^h. For a set S of heads, sim(S) is the sum over the
+output dimensions of |Pearson correlation over tokens| between the contributions in S added up and the full output.
+
+Closed form. Pearson needs covariances alone: with C_j[g, h] the covariance over tokens of the contributions of heads g
+and h to output j, cov(sum_S, full) = 1_S' C_j 1 and var(sum_S) = 1_S' C_j 1_S. And C_j[g, h] = W_g[j]' Sigma_gh W_h[j]
+follows from Sigma, the covariance of what enters `o_proj`. So the activations are read once, whatever the search tries.
+
+Statistics are float64 (tens of thousands of tokens are summed and near ties decide which head goes).
+"""
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def head_covariance(
+    head_inputs: Float[Tensor, "tokens heads head_dim"],
+    output_weight: Float[Tensor, "hidden heads*head_dim"],
+) -> Float[Tensor, "hidden heads heads"]:
+    """Covariance over tokens of the heads' contributions, for every output dimension.
+
+    `head_inputs` is what enters `o_proj`, `output_weight` is `o_proj.weight`. Float64. Paper section 4.1.
+    """
+    heads = head_inputs.shape[1]
+    flat = rearrange(head_inputs, "tokens heads head_dim -> tokens (heads head_dim)").double()
+    centred = flat - flat.mean(dim=0)
+    sigma = centred.T @ centred / len(centred)  # (heads * head_dim, heads * head_dim)
+    return covariance_of_contributions(sigma, output_weight, heads)
+
+
+def covariance_of_contributions(
+    sigma: Float[Tensor, "width width"], output_weight: Float[Tensor, "hidden width"], heads: int
+) -> Float[Tensor, "hidden heads heads"]:
+    """C from Sigma, the covariance of the `o_proj` input: C_j[g, h] = W_g[j]' Sigma_gh W_h[j]. Float64."""
+    weight = output_weight.to(sigma)
+    by_head = rearrange(weight, "hidden (heads head_dim) -> heads hidden head_dim", heads=heads)
+    rows = rearrange(sigma, "(heads head_dim) width -> heads head_dim width", heads=heads)
+    return torch.stack(
+        [
+            (rearrange(weight_g @ rows_g, "hidden (heads head_dim) -> heads hidden head_dim", heads=heads) * by_head)
+            .sum(-1)
+            .T  # (heads, hidden) -> (hidden, heads)
+            for weight_g, rows_g in zip(by_head, rows, strict=True)
+        ],
+        dim=1,
+    )
+
+
+def _similarity(cov: Tensor, var_kept: Tensor, var_full: Tensor) -> Tensor:
+    """Sum over the first axis (outputs) of |cov| / sqrt(var var); 0 where something does not vary.
+
+    "Does not vary" allows for rounding: a variance below 1e-12 of the largest one is a sum that cancelled.
+    """
+    floor = 1e-12 * var_full.amax().clamp_min(torch.finfo(var_full.dtype).tiny)
+    varies = (var_kept > floor) & (var_full > floor)
+    pearson = cov.abs() / (var_kept.clamp_min(floor) * var_full.clamp_min(floor)).sqrt()
+    return torch.where(varies, pearson, 0).sum(0)
+
+
+def similarity(covariance: Float[Tensor, "hidden heads heads"], kept: Int[Tensor, "kept"]) -> Float[Tensor, ""]:
+    """sim(S): sum over outputs of |Pearson| between the kept heads' summed contribution and the full output.
+
+    Between 0 and `hidden`. Paper eq. 3 (per output dimension, in absolute value, as in the authors' code).
+    """
+    rows = covariance[:, kept]  # (hidden, kept, heads)
+    return _similarity(rows.sum((1, 2)), rows[:, :, kept].sum((1, 2)), covariance.sum((1, 2)))
+
+
+def head_importance(covariance: Float[Tensor, "hidden heads heads"]) -> Float[Tensor, "heads"]:
+    """-sim(all heads but h) for every head h: higher means more important. Paper eq. 4."""
+    full = covariance.sum((1, 2))[:, None]
+    with_full = covariance.sum(2)  # cov(contribution of h, full output): (hidden, heads)
+    own = torch.diagonal(covariance, dim1=1, dim2=2)
+    return -_similarity(full - with_full, full - 2 * with_full + own, full)
+
+
+def select_heads(
+    covariance: Float[Tensor, "hidden heads heads"], num_pruned: int, greedy: bool = True
+) -> Int[Tensor, "kept"]:
+    """The heads to keep, sorted, after `num_pruned` of them go. Paper Algorithm 1.
+
+    The `num_pruned` least important heads are the first guess. Greedy search: each of them, from the least important
+    on, is tried in the place of every kept head; the best exchange is made if it raises sim(kept).
+    Errors: ValueError unless 0 <= num_pruned < heads.
+    """
+    heads = covariance.shape[1]
+    if not 0 <= num_pruned < heads:
+        raise ValueError(f"num_pruned is {num_pruned}; allowed: 0 to {heads - 1} (a layer keeps at least one head)")
+    order = torch.argsort(head_importance(covariance), stable=True)
+    pruned, kept = order[:num_pruned], order[num_pruned:].sort().values
+    if not greedy:
+        return kept
+    best = similarity(covariance, kept)
+    for candidate in pruned:
+        exchanges = exchange_similarities(covariance, kept, candidate)
+        position = exchanges.argmax()
+        if exchanges[position] > best:
+            best = exchanges[position]
+            kept = kept.index_fill(0, position, candidate.item())
+    return kept.sort().values
+
+
+def exchange_similarities(
+    covariance: Float[Tensor, "hidden heads heads"], kept: Int[Tensor, "kept"], candidate: Int[Tensor, ""]
+) -> Float[Tensor, "kept"]:
+    """sim(kept with `candidate` in the place of kept[i]) for every position i, without summing anything afresh."""
+    with_full = covariance.sum(2)  # (hidden, heads)
+    with_kept = covariance[:, :, kept].sum(2)
+    own = torch.diagonal(covariance, dim1=1, dim2=2)
+    cov = with_full[:, kept].sum(1, keepdim=True) - with_full[:, kept] + with_full[:, candidate, None]
+    var = (
+        with_kept[:, kept].sum(1, keepdim=True)
+        + (own[:, candidate] + 2 * with_kept[:, candidate])[:, None]
+        + own[:, kept]
+        - 2 * with_kept[:, kept]
+        - 2 * covariance[:, candidate, kept]
+    )
+    return _similarity(cov, var, einsum(with_full, "hidden heads -> hidden")[:, None])

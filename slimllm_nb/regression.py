@@ -1,0 +1,57 @@
+"""Linear regression recovery: a scale and a shift for every output of a pruned projection (paper section 4.3).
+
+After heads or channels are gone, output j is x_j where it was y_j. Least squares over tokens gives y_j = scale_j x_j +
+shift_j (eqs. 9-10). Both fold into the projection: row j of its weight is multiplied by scale_j, shift_j is its bias.
+Least squares needs means, variances and one covariance per output, so those are gathered (float64), not the outputs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """First and second moments over tokens of kept output x and full output y, per output dimension; float64."""
+
+    mean_kept: Float[Tensor, "hidden"]
+    mean_full: Float[Tensor, "hidden"]
+    var_kept: Float[Tensor, "hidden"]
+    var_full: Float[Tensor, "hidden"]
+    cov: Float[Tensor, "hidden"]
+
+
+def moments(kept_output: Float[Tensor, "tokens hidden"], full_output: Float[Tensor, "tokens hidden"]) -> Moments:
+    """Moments of two outputs of the same tokens (population variances: divided by the number of tokens)."""
+    kept, full = kept_output.double(), full_output.double()
+    mean_kept, mean_full = kept.mean(0), full.mean(0)
+    kept, full = kept - mean_kept, full - mean_full
+    return Moments(mean_kept, mean_full, (kept * kept).mean(0), (full * full).mean(0), (kept * full).mean(0))
+
+
+def fit(
+    kept_output: Float[Tensor, "tokens hidden"], full_output: Float[Tensor, "tokens hidden"]
+) -> tuple[Float[Tensor, "hidden"], Float[Tensor, "hidden"]]:
+    """Scale and shift, float64, so that scale * kept_output + shift is closest to full_output. Paper eqs. 9-10."""
+    return fit_moments(moments(kept_output, full_output))
+
+
+def fit_moments(m: Moments) -> tuple[Float[Tensor, "hidden"], Float[Tensor, "hidden"]]:
+    """The same from moments: scale = cov / var, shift = mean_full - scale * mean_kept; scale 1 if x is constant."""
+    # A variance far below the square of the mean is what rounding leaves of a constant.
+    varies = m.var_kept > 1e-14 * m.mean_kept.square() + torch.finfo(m.var_kept.dtype).tiny
+    scale = torch.where(varies, m.cov / torch.where(varies, m.var_kept, 1), 1)
+    return scale, m.mean_full - scale * m.mean_kept
+
+
+def relative_error(
+    m: Moments, scale: Float[Tensor, "hidden"] | float = 1.0, shift: Float[Tensor, "hidden"] | float = 0.0
+) -> float:
+    """||scale * x + shift - y|| / ||y|| over all tokens and outputs (Frobenius norms); 0 when y is all zero and met."""
+    bias = scale * m.mean_kept + shift - m.mean_full
+    residual = scale**2 * m.var_kept - 2 * scale * m.cov + m.var_full + bias.square()
+    energy = (m.var_full + m.mean_full.square()).sum()
+    # Rounding can leave a tiny negative sum where x equals y.
+    return (residual.sum().clamp_min(0) / energy.clamp_min(torch.finfo(energy.dtype).tiny)).sqrt().item()

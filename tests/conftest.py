@@ -1,0 +1,44 @@
+"""Shapes are checked: every annotated function of the package runs under jaxtyping's checker in the tests."""
+
+import jaxtyping
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+CHECKED = "heads channels regression ratios streaming calibration slicing budget layers pruning evaluation"
+# Not modeling: transformers builds its configs from keyword arguments that a dataclass check does not know.
+install_import_hook([f"slimllm_nb.{name}" for name in CHECKED.split()], "shape_checker.check")
+
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Call the package as a user does, without the shape checker, to see its own error messages."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(params=[8, 4, 2], ids=["multi-head", "groups-of-2", "groups-of-4"])
+def small_model(request) -> LlamaForCausalLM:
+    """A small random LLaMA with 8 query heads; head_dim is not hidden / heads, to catch code that assumes it."""
+    return make_small_model(request.param)
+
+
+def make_small_model(key_value_heads: int, **settings) -> LlamaForCausalLM:
+    defaults = {
+        "vocab_size": 101,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": key_value_heads,
+        "head_dim": 4,
+        "initializer_range": 0.15,  # large enough for attention that is not uniform
+    }
+    torch.manual_seed(1)
+    return LlamaForCausalLM(LlamaConfig(**(defaults | settings))).eval()
