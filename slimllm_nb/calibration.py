@@ -1,0 +1,103 @@
+"""What the model sees while it is pruned: samples of text, and its activations decoder layer by decoder layer."""
+
+import copy
+import random
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers.masking_utils import create_causal_mask
+
+
+def draw_samples(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, num_samples: int = 32, length: int = 128, seed: int = 42
+) -> Int[Tensor, "samples length"]:
+    """`num_samples` windows of `length` tokens: documents at random, none twice, a random window in each.
+
+    A document counts only if it has at least `length` tokens. Paper section 5.1 (32 x 128) and the authors' code.
+    Errors: ValueError when too few documents are long enough; it names how many there are.
+    """
+    _check_sizes(num_samples, length)
+    generator = random.Random(seed)
+    tokenized = tokenizer(list(texts))["input_ids"] if len(texts) else []
+    long_enough = [ids for ids in tokenized if len(ids) >= length]
+    if len(long_enough) < num_samples:
+        longest = max(map(len, tokenized), default=0)
+        raise ValueError(
+            f"{num_samples} samples of {length} tokens were asked for, but only {len(long_enough)} of {len(texts)} "
+            f"texts have that many tokens (the longest has {longest}): give longer or more texts, or a smaller length"
+        )
+    starts = [(ids, generator.randrange(len(ids) - length + 1)) for ids in generator.sample(long_enough, num_samples)]
+    return torch.tensor([ids[start : start + length] for ids, start in starts])
+
+
+def windows(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, num_samples: int, length: int = 128, seed: int = 42
+) -> Int[Tensor, "samples length"]:
+    """`num_samples` windows that do not overlap, drawn from all documents cut into windows: larger calibration sets.
+
+    Errors: ValueError when the texts do not hold that many windows; it names how many there are.
+    """
+    _check_sizes(num_samples, length)
+    tokenized = tokenizer(list(texts))["input_ids"] if len(texts) else []
+    pieces = [ids[i : i + length] for ids in tokenized for i in range(0, len(ids) - length + 1, length)]
+    if len(pieces) < num_samples:
+        raise ValueError(
+            f"{num_samples} samples of {length} tokens were asked for, but the {len(texts)} texts hold "
+            f"{len(pieces)} windows of that length: give more texts, fewer samples or a smaller length"
+        )
+    return torch.tensor(random.Random(seed).sample(pieces, num_samples))
+
+
+def _check_sizes(num_samples: int, length: int) -> None:
+    if num_samples < 1 or length < 2:
+        raise ValueError(f"num_samples is {num_samples} and length {length}; allowed: at least 1 and at least 2")
+
+
+def embed(model: LlamaForCausalLM, input_ids: Int[Tensor, "samples length"]) -> Float[Tensor, "samples length hidden"]:
+    """What enters the first decoder layer."""
+    return model.model.embed_tokens(input_ids.to(model.device))
+
+
+def layer_context(model: LlamaForCausalLM, hidden: Float[Tensor, "samples length hidden"]) -> dict:
+    """The keyword arguments, beside the hidden states, that `model` hands to each of its decoder layers."""
+    position_ids = torch.arange(hidden.shape[1], device=hidden.device)[None]
+    mask = create_causal_mask(
+        config=model.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None, position_ids=position_ids
+    )
+    return {"attention_mask": mask, "position_embeddings": model.model.rotary_emb(hidden, position_ids=position_ids)}
+
+
+def _without(module: nn.Module, projection: str) -> nn.Module:
+    """A view of `module` that returns what enters `projection`; shares all weights, changes nothing."""
+    view = copy.copy(module)
+    view._modules = {**module._modules, projection: nn.Identity()}
+    return view
+
+
+def head_inputs(
+    layer: nn.Module, hidden: Float[Tensor, "samples length hidden"], context: dict
+) -> Float[Tensor, "tokens heads head_dim"]:
+    """What enters `o_proj` of this decoder layer, by head: X_h of paper section 4.1."""
+    attention = _without(layer.self_attn, "o_proj")
+    mixed = attention(layer.input_layernorm(hidden), **context)[0]
+    return rearrange(
+        mixed, "samples length (heads head_dim) -> (samples length) heads head_dim", head_dim=attention.head_dim
+    )
+
+
+def mlp_inputs(
+    layer: nn.Module, after_attention: Float[Tensor, "samples length hidden"]
+) -> Float[Tensor, "tokens hidden"]:
+    """What enters the MLP of this decoder layer: X of paper section 4.2."""
+    return rearrange(
+        layer.post_attention_layernorm(after_attention), "samples length hidden -> (samples length) hidden"
+    )
+
+
+def mlp_activations(layer: nn.Module, inputs: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens intermediate"]:
+    """What enters `down_proj`: A of paper section 4.2."""
+    return _without(layer.mlp, "down_proj")(inputs)

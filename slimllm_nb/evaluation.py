@@ -1,0 +1,62 @@
+"""What a model is worth and what it weighs: perplexity and parameters (paper section 5.1)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def token_blocks(
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    block_length: int = 128,
+    max_tokens: int | None = None,
+) -> Int[Tensor, "blocks block_length"]:
+    """The texts joined by blank lines, tokenized once and cut into blocks; what is left over is dropped.
+
+    max_tokens: keep only the first blocks that fit into so many tokens. Paper section 5.1 and the authors' code.
+    Errors: ValueError when there is not one full block.
+    """
+    if block_length < 2:
+        raise ValueError(f"block_length is {block_length}; allowed: at least 2 (a token and the next one)")
+    # The whole corpus is one sequence on purpose; the tokenizer need not warn that it is longer than the model allows.
+    ids = tokenizer("\n\n".join(texts), return_tensors="pt", verbose=False)["input_ids"][0]
+    tokens = len(ids) if max_tokens is None else min(len(ids), max_tokens)
+    if tokens < block_length:
+        raise ValueError(f"the text gives {tokens} tokens; one block of {block_length} is needed: give a longer text")
+    return ids[: tokens - tokens % block_length].view(-1, block_length)
+
+
+@torch.no_grad()
+def perplexity(
+    model: PreTrainedModel,
+    blocks: Int[Tensor, "blocks block_length"],
+    batch_size: int = 8,
+    progress: bool = True,
+) -> float:
+    """exp of the mean negative log-likelihood of tokens 2 to the last of every block, in float32, summed in float64.
+
+    Errors: ValueError when it is not finite.
+    """
+    total = 0.0
+    batches = blocks.split(batch_size)
+    for batch in tqdm(batches, desc="perplexity", disable=not progress, leave=False):
+        batch = batch.to(model.device)
+        logits = model(batch, use_cache=False).logits[:, :-1].float()
+        total += nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").item()
+    mean = total / blocks[:, 1:].numel()
+    if not math.isfinite(mean):
+        raise ValueError(f"the model's mean negative log-likelihood is {mean}: its weights or logits are not finite")
+    return math.exp(mean)
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Exact numbers of parameters: of the whole model (tied weights once) and of its decoder layers alone."""
+    return {
+        "model": sum(p.numel() for p in model.parameters()),
+        "decoder": sum(p.numel() for p in model.model.layers.parameters()),
+    }
