@@ -1,0 +1,228 @@
+"""prune() against the literal method on a model that keeps its size, and against what it promises."""
+
+import copy
+
+import pytest
+import torch
+
+from conftest import make_small_model
+from literal import literal_prune
+from slimllm_nb.evaluation import count_parameters
+from slimllm_nb.pruning import layer_similarities, prune
+
+SETTINGS = {"pruning_ratio": 0.4, "pruned_layers": 3, "alpha": 2.0}
+
+
+@pytest.fixture
+def input_ids(generator):
+    return torch.randint(0, 101, (12, 10), generator=generator)
+
+
+def same_function(a, b, input_ids):
+    """Two ways to compute the same function: within 1e-5 relative in float32."""
+    x, y = a(input_ids).logits, b(input_ids).logits
+    assert (x - y).abs().max() <= 1e-5 * y.abs().max()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"greedy": False},
+        {"recover": False},
+        {"keep_lowest": 0.1},
+        {"pruning_ratio": 0.7, "pruned_layers": 4, "alpha": 0.0},
+    ],
+    ids=str,
+)
+def test_prune_equals_the_literal_method(small_model, input_ids, options):
+    settings = SETTINGS | options
+    literal, kept_heads, kept_channels = literal_prune(small_model, input_ids, **settings)
+    pruned, report = prune(small_model, input_ids, **settings, progress=False)
+    assert [layer.kept_heads for layer in report.layers] == kept_heads
+    assert [layer.kept_channels for layer in report.layers] == kept_channels
+    same_function(pruned, literal, input_ids)
+
+
+@torch.no_grad()
+def test_a_model_with_biases_of_its_own(input_ids):
+    model = make_small_model(4, attention_bias=True, mlp_bias=True)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_(generator=torch.Generator().manual_seed(len(name)))
+    pruned, report = prune(model, input_ids, **SETTINGS, progress=False)
+    # Zeroed in the dense model by hand, with the report's choice and the pruned model's own output projections.
+    zeroed = copy.deepcopy(model)
+    for new, old, layer in zip(pruned.model.layers, zeroed.model.layers, report.layers, strict=True):
+        columns = [h * 4 + k for h in layer.kept_heads for k in range(4)]
+        for projection, source, kept in (
+            (old.self_attn.o_proj, new.self_attn.o_proj, columns),
+            (old.mlp.down_proj, new.mlp.down_proj, layer.kept_channels),
+        ):
+            projection.weight.zero_()
+            projection.weight[:, kept] = source.weight
+            projection.bias.copy_(source.bias)
+    same_function(pruned, zeroed, input_ids)
+    first = next(layer for layer in report.layers if layer.attention_error_after is not None)
+    assert first.attention_error_after < first.attention_error_before
+
+
+@torch.no_grad()
+def test_ratio_zero_is_the_same_model(small_model, input_ids):
+    pruned, report = prune(small_model, input_ids, pruning_ratio=0, pruned_layers=3, alpha=1, progress=False)
+    assert torch.equal(pruned(input_ids).logits, small_model(input_ids).logits)
+    assert count_parameters(pruned) == count_parameters(small_model)
+    assert report.model.share_left == 1.0
+    assert all(layer.kept_heads == list(range(8)) and layer.mlp_error_before is None for layer in report.layers)
+
+
+def test_the_model_that_came_in_is_not_changed(small_model, input_ids):
+    before = copy.deepcopy(small_model.state_dict())
+    pruned, _ = prune(small_model, input_ids, **SETTINGS, progress=False)
+    for name, tensor in small_model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    addresses = {p.data_ptr() for p in small_model.parameters()}
+    assert not addresses & {p.data_ptr() for p in pruned.parameters()}
+
+
+@pytest.mark.parametrize("changed", [{"activation_bytes": 0}, {"batch_size": 5}, {"batch_size": 100}], ids=str)
+def test_batches_and_memory_do_not_change_the_answer(small_model, input_ids, changed):
+    pruned, report = prune(small_model, input_ids, **SETTINGS, progress=False)
+    other, other_report = prune(small_model, input_ids, **SETTINGS, **changed, progress=False)
+    for a, b in zip(report.layers, other_report.layers, strict=True):
+        assert (a.kept_heads, a.kept_channels) == (b.kept_heads, b.kept_channels)
+        assert a.mlp_error_after == pytest.approx(b.mlp_error_after)
+    same_function(other, pruned, input_ids)
+
+
+def test_same_input_same_result(small_model, input_ids):
+    first, _ = prune(small_model, input_ids, **SETTINGS, progress=False)
+    second, _ = prune(small_model, input_ids, **SETTINGS, progress=False)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_report(small_model, input_ids):
+    pruned, report = prune(small_model, input_ids, **SETTINGS, progress=False)
+    assert report.model.after == sum(p.numel() for p in pruned.parameters())
+    assert report.decoder.after == sum(p.numel() for p in pruned.model.layers.parameters())
+    assert report.model.before - report.model.after == report.decoder.before - report.decoder.after
+    ratios = [layer.ratio for layer in report.layers]
+    assert sorted(ratios)[0] == 0.0 and sum(ratios) / 3 == pytest.approx(0.4)
+    for layer, module in zip(report.layers, pruned.model.layers, strict=True):
+        assert module.self_attn.q_proj.out_features == 4 * len(layer.kept_heads)
+        assert module.self_attn.k_proj.out_features == 4 * len(layer.kept_key_value_heads)
+        assert module.mlp.gate_proj.out_features == len(layer.kept_channels)
+        group = 8 // small_model.config.num_key_value_heads
+        assert sorted({h // group for h in layer.kept_heads}) == layer.kept_key_value_heads
+        if layer.ratio:
+            assert layer.attention_error_after <= layer.attention_error_before
+            assert layer.mlp_error_after <= layer.mlp_error_before
+    assert type(report).model_validate_json(report.model_dump_json(exclude={"model": {"share_left"}})) is not None
+
+
+def test_a_ratio_that_takes_everything_is_clipped_and_said(small_model, input_ids):
+    settings = {"pruning_ratio": 0.6, "pruned_layers": 4, "alpha": 300.0}
+    pruned, report = prune(small_model, input_ids, **settings, progress=False)
+    clipped = [layer for layer in report.layers if layer.clipped]
+    assert clipped and all(len(layer.kept_heads) == 1 and len(layer.kept_channels) == 1 for layer in clipped)
+    assert f"layers {[layer.index for layer in clipped]}" in str(report)
+    assert torch.isfinite(pruned(input_ids).logits).all()
+
+
+def test_pruning_again(small_model, input_ids):
+    once, _ = prune(small_model, input_ids, **SETTINGS, progress=False)
+    same, _ = prune(once, input_ids, pruning_ratio=0, pruned_layers=3, alpha=1.0, progress=False)
+    assert torch.equal(same(input_ids).logits, once(input_ids).logits)
+    twice, report = prune(once, input_ids, **SETTINGS, progress=False)
+    with torch.no_grad():
+        literal, kept_heads, kept_channels = literal_prune(once, input_ids, **SETTINGS)
+    assert [layer.kept_heads for layer in report.layers] == kept_heads
+    assert [layer.kept_channels for layer in report.layers] == kept_channels
+    same_function(twice, literal, input_ids)
+    assert count_parameters(twice)["model"] < count_parameters(once)["model"]
+
+
+@pytest.mark.parametrize("part", ["model", "decoder"])
+@pytest.mark.parametrize("target", [0.9, 0.75, 0.6])
+def test_target(part, target, input_ids):
+    model = make_small_model(4, intermediate_size=300)
+    settings = {"target_parameters": target, "target_of": part, "pruned_layers": 4, "alpha": 1.0}
+    pruned, report = prune(model, input_ids, **settings, progress=False)
+    assert count_parameters(pruned)[part] / count_parameters(model)[part] == pytest.approx(target, abs=0.003)
+    assert getattr(report, part).share_left == pytest.approx(target, abs=0.003)
+    assert (report.target_parameters, report.target_of) == (target, part)
+
+
+def test_without_groups_one_pruning_meets_the_target(input_ids):
+    """What leaves is known from the ratio alone, so that nothing has to be tried twice."""
+    settings = {"target_parameters": 0.7, "target_of": "decoder", "pruned_layers": 4, "alpha": 1.0}
+    _, report = prune(make_small_model(8, intermediate_size=300), input_ids, **settings, progress=False)
+    assert report.attempts == 1
+
+
+BAD = {
+    "negative": ({"pruning_ratio": -0.1}, "pruning_ratio is -0.1; allowed: 0"),
+    "one": ({"pruning_ratio": 1}, "pruning_ratio is 1; allowed"),
+    "more than one": ({"pruning_ratio": 1.2}, "pruning_ratio is 1.2; allowed"),
+    "layers": ({"pruned_layers": 5}, "pruned_layers is 5; allowed: 0 to 4"),
+    "both": ({"target_parameters": 0.8}, "pruning_ratio is 0.4 and target_parameters is 0.8: give exactly one"),
+    "neither": ({"pruning_ratio": None}, "give exactly one"),
+    "target": ({"pruning_ratio": None, "target_parameters": 0.01}, "no pruning ratio comes within 0.003"),
+    "target range": ({"pruning_ratio": None, "target_parameters": 1.5}, "target_parameters is 1.5; allowed"),
+    "part": ({"pruning_ratio": None, "target_parameters": 0.8, "target_of": "head"}, "target_of is 'head'; allowed"),
+    "batch": ({"batch_size": 0}, "batch_size is 0; allowed"),
+    "keep_lowest": ({"keep_lowest": 1.0}, "keep_lowest is 1.0; allowed"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_settings(name, input_ids):
+    changed, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        prune(make_small_model(4), input_ids, **(SETTINGS | changed), progress=False)
+
+
+def test_bad_tokens(unchecked, input_ids):
+    model = make_small_model(4)
+    with pytest.raises(ValueError, match="holds tokens 0 to 500; allowed: 0 to 100: the tokenizer does not fit"):
+        prune(model, torch.tensor([[0, 500]]), **SETTINGS)
+    with pytest.raises(ValueError, match=r"shape \(10,\)"):
+        prune(model, input_ids[0], **SETTINGS)
+
+
+def test_another_architecture(unchecked, input_ids):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(vocab_size=101, hidden_size=32, intermediate_size=64, num_hidden_layers=1)
+    with pytest.raises(ValueError, match="architecture is 'qwen2'; allowed: 'llama'"):
+        prune(Qwen2ForCausalLM(config), input_ids, **SETTINGS)
+
+
+@torch.no_grad()
+def test_not_a_number(small_model, input_ids):
+    similarity = layer_similarities(small_model, input_ids, progress=False)
+    small_model.model.layers[2].mlp.up_proj.weight[3, 3] = float("nan")
+    with pytest.raises(ValueError, match="decoder layer 2: its activations are not finite"):
+        prune(small_model, input_ids, **SETTINGS, progress=False)
+    with pytest.raises(ValueError, match="decoder layer 2, MLP: activations are not finite"):
+        prune(small_model, input_ids, **SETTINGS | {"pruned_layers": 4}, similarity=similarity, progress=False)
+
+
+def test_scores_of_your_own(small_model, input_ids):
+    def last_heads(attention, covariance):
+        return torch.arange(covariance.shape[1]).double()
+
+    def few_channels(mlp, statistics):
+        return -torch.arange(len(statistics.activation_norms)).double()
+
+    settings = {"pruning_ratio": 0.5, "pruned_layers": 4, "alpha": 0.0, "keep_lowest": 0.0, "progress": False}
+    _, report = prune(small_model, input_ids, head_score=last_heads, channel_score=few_channels, **settings)
+    for layer in report.layers:
+        assert layer.kept_heads == [4, 5, 6, 7]
+        assert layer.kept_channels == list(range(40))
+    with pytest.raises(ValueError, match=r"layer 0, attention: head_score returned shape \(3,\); allowed: \(8,\)"):
+        prune(small_model, input_ids, head_score=lambda *_: torch.zeros(3), **settings)
+    with pytest.raises(ValueError, match="MLP: channel_score returned scores that are not finite"):
+        prune(small_model, input_ids, channel_score=lambda *_: torch.full((80,), float("nan")), **settings)
