@@ -1,0 +1,205 @@
+"""Run the notebooks in order, judge the paper's claims, write the report: python -m slimllm_nb.reproduce --profile NAME
+
+Each notebook runs in a fresh kernel and leaves runs/<profile>/<notebook>.ipynb and results/<notebook>.json. What is up
+to date is not run again, so an interrupted run goes on where it stopped. Exit status: 0 when all ran and every claim
+that is expected to hold does; 1 when not; 2 for settings that are refused; 130 when interrupted.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+from slimllm_nb import pages, paper, stamps
+from slimllm_nb.profiles import ROOT, Profile, ProfileError, load_profile, run_folder
+
+SET_BY_RUNNER = {"profile": "--profile", "output_folder": "the environment variable SLIMLLM_NB_RUNS"}
+
+
+class SettingError(ValueError):
+    """A setting on the command line that is refused before anything starts."""
+
+
+class RunError(RuntimeError):
+    """A notebook that failed, or did not leave the result it should."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    options = _parse(arguments)
+    try:
+        profile = load_profile(options.profile)
+        notebooks = _find_notebooks(options.notebooks)
+        parameters = _check_parameters(notebooks, options.parameters, profile)
+        # Also reads every notebook, module and claim: what is wrong with them is said now.
+        digests = {name: stamps.digest(path, profile, parameters[name]) for name, path in notebooks.items()}
+    except (ProfileError, SettingError, stamps.NotebookError, paper.PaperError) as error:
+        print(f"Nothing was run: {error}", file=sys.stderr)
+        return 2
+    folder = run_folder(profile.name)
+    try:
+        for number, (name, path) in enumerate(notebooks.items(), start=1):
+            line = f"[{number}/{len(notebooks)}] {name}"
+            if stamps.up_to_date(folder, name, digests[name]):
+                print(f"{line}: up to date")
+                continue
+            print(f"{line} ...", flush=True)
+            seconds = _run(path, folder, parameters[name], digests[name])
+            print(f"{line}: {seconds:.1f} s", flush=True)
+        return _conclude(list(notebooks), folder, profile)
+    except RunError as error:
+        print(f"FAILED: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on with the notebook that was running.", file=sys.stderr)
+        return 130
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m slimllm_nb.reproduce", description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="embedded", help="a file of data/profiles (default: embedded)")
+    parser.add_argument(
+        "-p",
+        dest="parameters",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="set a parameter of the notebooks that have it",
+    )
+    parser.add_argument("--notebooks", type=Path, default=ROOT / "notebooks", metavar="FOLDER", help="what to run")
+    return parser.parse_args(arguments)
+
+
+def _find_notebooks(folder: Path) -> dict[str, Path]:
+    paths = {path.stem: path.resolve() for path in sorted(folder.glob("*.ipynb"))}
+    if not paths:
+        raise SettingError(f"{folder} has no notebooks (*.ipynb)")
+    return paths
+
+
+def _check_parameters(notebooks: dict[str, Path], given: list[str], profile: Profile) -> dict[str, dict]:
+    """What each notebook is started with: the profile, and of what was given what its parameters cell knows.
+
+    The cells are read by hand: papermill takes seconds to import and only warns of an unknown parameter.
+    """
+    known = {name: stamps.read_parameters(path) for name, path in notebooks.items()}
+    for name in known:
+        if "profile" not in known[name]:
+            raise SettingError(f"{notebooks[name]}: its parameters cell has no profile")
+    values = {"profile": profile.name}
+    for text in given:
+        parameter, equals, value = text.partition("=")
+        if not equals:
+            raise SettingError(f"-p {text}: give it as name=value")
+        if parameter in SET_BY_RUNNER:
+            raise SettingError(f"-p {text}: {parameter} is set by {SET_BY_RUNNER[parameter]}")
+        allowed = {key for cell in known.values() for key in cell} - set(SET_BY_RUNNER)
+        if parameter not in allowed:
+            listed = ", ".join(sorted(allowed)) or "none"
+            raise SettingError(f"-p {text}: no notebook has a parameter {parameter!r}; allowed: {listed}")
+        values[parameter] = _typed(text, value, [cell[parameter] for cell in known.values() if parameter in cell])
+    return {name: {key: value for key, value in values.items() if key in cell} for name, cell in known.items()}
+
+
+def _typed(text: str, value: str, defaults: list) -> object:
+    """The value as YAML, refused where it is of another kind than a notebook's default."""
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise SettingError(f"-p {text}: the value is not valid YAML") from error
+    for default in defaults:
+        whole_for_real = type(default) is float and type(parsed) is int
+        if default is not None and type(parsed) is not type(default) and not whole_for_real:
+            wanted, found = type(default).__name__, type(parsed).__name__
+            raise SettingError(f"-p {text}: the value must be {wanted}, like the default {default!r}; it is {found}")
+    return parsed
+
+
+def _run(path: Path, folder: Path, parameters: dict, digest: str) -> float:
+    """Run one notebook in a kernel of its own, check what it left and stamp it; returns the seconds it took."""
+    name = path.stem
+    executed, partial, failed = (folder / f"{stem}.ipynb" for stem in (name, f".{name}.partial", f"{name}.failed"))
+    result = folder / "results" / f"{name}.json"
+    # From here on nothing of an earlier run looks complete.
+    old = [stamps.stamp_file(folder, name), folder / "results.json", folder / "report" / "index.html"]
+    for stale in [*old, folder / "report" / f"{name}.html", executed, failed, result]:
+        stale.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial.touch()
+    start, start_ns = time.perf_counter(), partial.stat().st_mtime_ns  # by the clock of the file system
+    try:
+        _execute(path, partial, failed, parameters)
+        _read_result(result, name, parameters["profile"], start_ns)
+        partial.replace(executed)
+    finally:
+        partial.unlink(missing_ok=True)
+    seconds = time.perf_counter() - start
+    stamps.write_stamp(folder, name, digest, start_ns, seconds)
+    return seconds
+
+
+def _execute(path: Path, output: Path, failed: Path, parameters: dict) -> None:
+    # The environment's own kernel, even where the user has installed another of the same name.
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    try:
+        papermill.execute_notebook(
+            path, output, parameters=parameters, kernel_name="python3", cwd=ROOT, progress_bar=False
+        )
+    except papermill.PapermillExecutionError as error:
+        output.replace(failed)
+        where = f"cell In [{error.exec_count}] raised {error.ename}: {error.evalue}"
+        raise RunError(f"{path.name}: {where}\nSee {failed}") from error
+    except (DeadKernelError, CellTimeoutError) as error:
+        output.replace(failed)
+        raise RunError(f"{path.name}: its kernel died ({error}), perhaps for lack of memory\nSee {failed}") from error
+
+
+def _read_result(path: Path, name: str, profile: str, start_ns: int = 0) -> dict:
+    """The result a notebook wrote; RunError when it is missing, older than its start, or not its own."""
+    if not path.is_file():
+        raise RunError(f"{name}.ipynb ran to its end, but wrote no result: {path} is missing")
+    if path.stat().st_mtime_ns < start_ns:
+        raise RunError(f"{name}.ipynb ran to its end, but its result is stale: {path} is older than its start")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = (content["notebook"], content["profile"])
+        if found != (name, profile):
+            raise RunError(f"{path} belongs to {found}, expected {(name, profile)}")
+        if not content["metrics"]:
+            raise RunError(f"{path} holds no metrics")
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is not a result file: {error!r}") from error
+    return content
+
+
+def _conclude(names: list[str], folder: Path, profile: Profile) -> int:
+    """Collect the results, print the verdicts, write the report; 1 when an expected claim was not shown to hold."""
+    results = {name: _read_result(folder / "results" / f"{name}.json", name, profile.name) for name in names}
+    metrics = {name: result["metrics"] for name, result in results.items()}
+    verdicts = [one for name in names for one in paper.judge(name, metrics[name], profile.name)]
+    seconds = {name: stamps.read_stamp(folder, name)["seconds"] for name in names}
+    judged = [{"id": one.id, "notebook": one.notebook, **paper.row(one)} for one in verdicts]
+    content = {"profile": profile.name, "seconds": seconds, "metrics": metrics, "verdicts": judged}
+    paper.write_text(folder / "results.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    report = folder / "report"
+    for name in names:
+        if not (report / f"{name}.html").exists():
+            pages.write_page(folder / f"{name}.ipynb", report / f"{name}.html")
+    pages.write_index(report / "index.html", profile, seconds, verdicts)
+    print(f"\n{paper.text_table(verdicts, list(paper.WIDTHS))}\n\n{pages.summary(verdicts)}")
+    print(f"Report: {report / 'index.html'}", flush=True)
+    failing = [one for one in verdicts if one.fails_run]
+    for one in failing:
+        print(f"FAILED: {one.notebook}: {one.claim}: {one.verdict} (measured: {one.measured})", file=sys.stderr)
+    return 1 if failing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
