@@ -18,7 +18,8 @@ def token_blocks(
 ) -> Int[Tensor, "blocks block_length"]:
     """The texts joined by blank lines, tokenized once and cut into blocks; what is left over is dropped.
 
-    max_tokens: keep only the first blocks that fit into so many tokens. Paper section 5.1 and the authors' code.
+    max_tokens: keep as many blocks as fit into so many tokens, evenly spaced over the whole text, so that a few long
+    documents at its beginning do not decide. Paper section 5.1 and the authors' code (which scores every block).
     Errors: ValueError when there is not one full block.
     """
     if block_length < 2:
@@ -28,7 +29,9 @@ def token_blocks(
     tokens = len(ids) if max_tokens is None else min(len(ids), max_tokens)
     if tokens < block_length:
         raise ValueError(f"the text gives {tokens} tokens; one block of {block_length} is needed: give a longer text")
-    return ids[: tokens - tokens % block_length].view(-1, block_length)
+    blocks = ids[: len(ids) - len(ids) % block_length].view(-1, block_length)
+    wanted = tokens // block_length
+    return blocks[torch.arange(wanted) * len(blocks) // wanted]
 
 
 @torch.no_grad()
