@@ -88,9 +88,12 @@ class SlimLlamaDecoderLayer(LlamaDecoderLayer):
 
     def __init__(self, config: SlimLlamaConfig, layer_idx: int):
         nn.Module.__init__(self)
-        config = config.per_layer_config[layer_idx]
+        model_config, config = config, config.per_layer_config[layer_idx]
         self.hidden_size = config.hidden_size
         self.self_attn = SlimLlamaAttention(config, layer_idx)
+        # Read in every forward pass for the attention implementation, which belongs to the whole model: the masks are
+        # made for it, so a layer with another one would see the tokens after it.
+        self.self_attn.config = model_config
         self.mlp = LlamaMLP(config)
         if config.down_proj_bias:
             self.mlp.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=True)
