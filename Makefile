@@ -13,7 +13,7 @@ PYTHON := "$(ENVIRONMENT)/bin/python"
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test lab notebooks lint lock clean
+.PHONY: help setup reproduce test lab notebooks lint lock zeroshot clean
 
 help: ## list these targets
 	@echo "make TARGET, with the environment $(ENVIRONMENT):"
@@ -27,6 +27,9 @@ reproduce: setup ## run the six notebooks and judge the paper's claims [PROFILE=
 
 test: lint ## lint, then all tests, the notebooks' outputs among them
 	$(PYTHON) -m pytest
+
+zeroshot: setup ## zero-shot accuracy on the full sets of questions, kept in data/zeroshot/ [PROFILE=embedded]
+	$(PYTHON) tools/zeroshot.py --profile $(PROFILE)
 
 lab: setup ## open JupyterLab on the notebooks
 	$(PYTHON) -m jupyterlab notebooks

@@ -1,0 +1,173 @@
+"""Zero-shot accuracy with lm-evaluation-harness, on the model in memory (paper section 5.1)."""
+
+import copy
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pandas
+import torch
+from lm_eval import evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+
+from slimllm_nb.checks import require_fitting, require_llama
+
+TASK_FOLDER = Path(__file__).resolve().parent.parent / "data" / "tasks"
+LOCAL = ("analogies", "continuation")  # need no hub
+PAPER = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the table says of a task: lm-eval's metric and the accuracy of guessing."""
+
+    metric: str
+    chance: float
+
+
+# The paper names no metric; these fit its dense row (method.md, section 6).
+ROWS = {
+    "analogies": Row("acc", 0.25),
+    "continuation": Row("acc", 0.25),
+    "boolq": Row("acc", 0.5),
+    "piqa": Row("acc", 0.5),
+    "hellaswag": Row("acc_norm", 0.25),
+    "winogrande": Row("acc", 0.5),
+    "arc_easy": Row("acc", 0.25),
+    "arc_challenge": Row("acc_norm", 0.25),
+    "openbookqa": Row("acc_norm", 0.25),
+}
+
+
+class ZeroShotError(RuntimeError):
+    """A task that cannot be had or asked; said before anything is scored."""
+
+
+def zeroshot(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str] = LOCAL,
+    *,
+    limit: int | None = 100,
+    batch_size: int = 8,
+    task_folder: str | Path = TASK_FOLDER,
+    progress: bool = True,
+) -> pandas.DataFrame:
+    """One row per task: task, metric, accuracy, standard error, chance and questions.
+
+    tasks: names of lm-eval's tasks or of YAML files in task_folder; LOCAL need no hub, PAPER are the paper's seven.
+    Of any other task "acc" is shown, and no chance (NaN). limit: the first so many questions of each task (None: all);
+    standard error: lm-eval's, over the questions. The model stays where it is, in its dtype.
+
+    Errors: ValueError for an architecture other than LLaMA's or a tokenizer that does not fit; ZeroShotError for an
+    unknown task, a task file that does not parse, a task that needs the hub when it cannot be reached, and a question
+    longer than the model's limit. All before the first question is scored.
+    """
+    require_llama(model)
+    require_fitting(model, tokenizer)
+    if not tasks or (limit is not None and limit < 1) or batch_size < 1:
+        raise ValueError(
+            f"tasks is {tasks!r}, limit {limit} and batch_size {batch_size}; "
+            "allowed: at least one task, a limit from 1 (or None: all questions), a batch size from 1"
+        )
+    with _errors_only():
+        loaded = {"tasks": _load_tasks(list(tasks), Path(task_folder)), "groups": {}, "group_map": {}}
+        # lm-eval may give the tokenizer a padding token: a copy, so that the caller's stays as it is.
+        harness = _Harness(model, copy.deepcopy(tokenizer), batch_size, progress)
+        # lm-eval has no switch for some of its bars.
+        with nullcontext() if progress else redirect_stderr(io.StringIO()):
+            found = evaluate(harness, loaded, limit=limit, log_samples=False)
+    rows = [_row(task, found["results"][task], found["n-samples"][task]["effective"]) for task in tasks]
+    return pandas.DataFrame(rows)
+
+
+class _Harness(HFLM):
+    """lm-eval's transformers model that refuses what is too long, instead of cutting it without a word."""
+
+    def __init__(self, model, tokenizer, batch_size: int, progress: bool):
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        self.progress = progress
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
+        longest = max((len(context) + len(continuation) - 1 for _, context, continuation in requests), default=0)
+        if longest > self.max_length:
+            raise ZeroShotError(f"a question has {longest} tokens, and the model's limit is {self.max_length} tokens")
+        with torch.no_grad():
+            return super()._loglikelihood_tokens(requests, disable_tqdm or not self.progress, override_bs)
+
+
+def _row(task: str, result: dict, questions: int) -> dict:
+    row = ROWS.get(task, Row("acc", float("nan")))
+    return {
+        "task": task,
+        "metric": row.metric,
+        "accuracy": result[f"{row.metric},none"],
+        "standard error": result[f"{row.metric}_stderr,none"],
+        "chance": row.chance,
+        "questions": questions,
+    }
+
+
+def _load_tasks(names: list[str], folder: Path) -> dict:
+    """lm-eval's task objects with their questions, by name."""
+    files = _read_files(folder)
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    managers = {name: manager if name in files else _own_tasks() for name in names}
+    for name, one in managers.items():
+        if name not in one.all_subtasks:
+            known = ", ".join([*files, *PAPER])
+            raise ZeroShotError(f"unknown task {name!r}; allowed: {known}, and lm-eval's other single tasks")
+    tasks = {}
+    for name, one in managers.items():
+        try:
+            tasks |= one.load([name])["tasks"]
+        except Exception as error:  # no network shows itself as one of many kinds
+            if name in files:
+                raise ZeroShotError(f"cannot make the questions of task {name!r}: {error}") from error
+            raise ZeroShotError(
+                f"the task {name!r} needs the Hugging Face hub, and its questions cannot be had: check the network, or "
+                f"take {' and '.join(LOCAL)}, which need none ({type(error).__name__}: {error})"
+            ) from error
+    for task in tasks.values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config("num_fewshot", 0)
+    return tasks
+
+
+@cache
+def _own_tasks() -> TaskManager:
+    """lm-eval's own tasks; reading their files takes ten seconds and more: once, where one is asked for."""
+    return TaskManager()
+
+
+def _read_files(folder: Path) -> dict[str, Path]:
+    """The folder's tasks by name. lm-eval would leave out in silence what it cannot read."""
+    files = {}
+    for path in sorted(folder.glob("*.yaml")):
+        try:
+            content = load_yaml(path, resolve_func=True)
+        except Exception as error:  # YAML's own errors, a missing function, an error in the Python file beside it
+            raise ZeroShotError(f"the task file {path} cannot be read: {error}") from error
+        if not isinstance(content, dict) or not isinstance(content.get("task"), str):
+            raise ZeroShotError(f"the task file {path} has no line 'task: NAME'")
+        files[content["task"]] = path
+    return files
+
+
+@contextmanager
+def _errors_only() -> Iterator[None]:
+    """lm-eval's notes on arguments that are not used would fill a notebook."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
