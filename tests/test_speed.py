@@ -51,7 +51,7 @@ def test_bytes_on_disk(pruned, tmp_path):
     weights = sum(p.nbytes for p in pruned.parameters())
     assert 0 < bytes_on_disk(tmp_path / "one") - weights < 10_000  # the header
     assert 0 < bytes_on_disk(tmp_path / "many") - weights < 30_000
-    with pytest.raises(FileNotFoundError, match="no \\*.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"no \*\.safetensors"):
         bytes_on_disk(tmp_path)
 
 
