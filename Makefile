@@ -2,6 +2,7 @@
 # base); where none is, .venv is made from requirements.lock. See tools/setup.sh.
 SHELL := /bin/sh
 PROFILE ?= embedded
+CHECKPOINT ?= model
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 ifneq ($(CONDA_DEFAULT_ENV),base)
@@ -13,7 +14,7 @@ PYTHON := "$(ENVIRONMENT)/bin/python"
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test lab notebooks lint lock zeroshot clean
+.PHONY: help setup reproduce test lab notebooks lint lock zeroshot gguf clean
 
 help: ## list these targets
 	@echo "make TARGET, with the environment $(ENVIRONMENT):"
@@ -30,6 +31,9 @@ test: lint ## lint, then all tests, the notebooks' outputs among them
 
 zeroshot: setup ## zero-shot accuracy on the full sets of questions, kept in data/zeroshot/ [PROFILE=embedded]
 	$(PYTHON) tools/zeroshot.py --profile $(PROFILE)
+
+gguf: setup ## write runs/PROFILE/CHECKPOINT.gguf for llama.cpp [CHECKPOINT=model]
+	$(PYTHON) tools/write_gguf.py "runs/$(PROFILE)/$(CHECKPOINT)"
 
 lab: setup ## open JupyterLab on the notebooks
 	$(PYTHON) -m jupyterlab notebooks

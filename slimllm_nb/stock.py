@@ -31,7 +31,7 @@ def to_stock(model: LlamaForCausalLM) -> LlamaForCausalLM:
     Errors: ValueError for an architecture that is not LLaMA's.
     """
     require_llama(model)
-    groups = [_queries_per_key_value_head(layer.self_attn) for layer in model.model.layers]
+    groups = [queries_per_key_value_head(layer.self_attn) for layer in model.model.layers]
     heads, key_value_heads = _stock_heads(groups, model.config.hidden_size)
     channels = max(layer.mlp.gate_proj.out_features for layer in model.model.layers)
     biases = [name for name, _ in model.model.layers.named_parameters() if name.endswith("bias")]
@@ -55,7 +55,7 @@ def to_stock(model: LlamaForCausalLM) -> LlamaForCausalLM:
     stock.load_state_dict(own, strict=False)
     stock.model.rotary_emb = copy.deepcopy(model.model.rotary_emb)  # its buffers are not in the state dict
     for layer, target, counts in zip(model.model.layers, stock.model.layers, groups, strict=True):
-        _fill_attention(layer.self_attn, target.self_attn, counts, heads // key_value_heads)
+        fill_attention(layer.self_attn, target.self_attn, counts, heads // key_value_heads)
         for name in ("gate_proj", "up_proj", "down_proj"):
             _fill(getattr(target.mlp, name), getattr(layer.mlp, name))
         for name in ("input_layernorm", "post_attention_layernorm"):
@@ -75,7 +75,8 @@ def padding_cost(model: LlamaForCausalLM, stock: LlamaForCausalLM) -> str:
     )
 
 
-def _queries_per_key_value_head(attention: nn.Module) -> list[int]:
+def queries_per_key_value_head(attention: nn.Module) -> list[int]:
+    """For every key/value head of the layer, in order, how many query heads read it."""
     key_value_heads = attention.k_proj.out_features // attention.head_dim
     uneven = getattr(attention, "uneven_groups", None)
     return uneven or [attention.num_key_value_groups] * key_value_heads
@@ -93,8 +94,12 @@ def _stock_heads(groups: list[list[int]], hidden_size: int) -> tuple[int, int]:
     return min(allowed, key=lambda counts: (sum(counts), counts))
 
 
-def _fill_attention(source: nn.Module, target: nn.Module, counts: list[int], group: int) -> None:
-    """Query head by query head: where it stands in the stock layer, and the key/value head there that it reads."""
+def fill_attention(source: nn.Module, target: nn.Module, counts: list[int], group: int) -> None:
+    """Fill `target`, a wider layer with `group` query heads per key/value head, so that it does what `source` does.
+
+    counts: queries_per_key_value_head(source). Every query head goes to the place next to its key/value head, which is
+    written down once more where it has more than `group` of them; all other places are zeros.
+    """
     dim, slot = source.head_dim, 0
     places, owners = [], []  # of every query head; of every key/value place that is used
     for owner, count in enumerate(counts):

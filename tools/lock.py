@@ -7,11 +7,13 @@ delete requirements.lock first to take the newest ones.
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
 ENVIRONMENT = ROOT / "environment.yml"
+NOT_LOCKED = {"llama-cpp"}  # compiled where it is installed
 HEADER = """\
 # Written by `make lock` from requirements.lock: the same versions for conda users. Then, with it active: make setup
 name: slimllm-nb
@@ -25,9 +27,11 @@ dependencies:
 
 
 def compile_lock() -> None:
-    """Resolve pyproject.toml with all extras for Python 3.11 to 3.13 on every system."""
+    """Resolve pyproject.toml with its extras for Python 3.11 to 3.13 on every system."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11"]
-    command += ["--generate-hashes", "--no-emit-index-url", "--no-emit-find-links", "--no-annotate", "--all-extras"]
+    command += ["--generate-hashes", "--no-emit-index-url", "--no-emit-find-links", "--no-annotate"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    command += [f"--extra={name}" for name in project["optional-dependencies"] if name not in NOT_LOCKED]
     command += ["--custom-compile-command", "make lock", "pyproject.toml", "--output-file", LOCK.name]
     subprocess.run(command, cwd=ROOT, check=True)
 

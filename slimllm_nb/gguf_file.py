@@ -1,0 +1,188 @@
+"""A pruned LLaMA as a GGUF file for llama.cpp, layer by layer as narrow as it is.
+
+llama.cpp's `llama` architecture has one width for all layers. Its `deci` architecture (made for DeciLM and Nemotron) is
+the same computation, but reads heads, key/value heads and feed-forward length per layer, and takes the biases that
+pruning adds to o_proj and down_proj. One thing it cannot say: key/value heads that serve uneven numbers of query heads.
+Such a layer is padded, on its own, with as few heads of zeros as make it even.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+
+from slimllm_nb.checks import require_fitting, require_llama
+from slimllm_nb.modeling import SlimLlamaAttention, SlimLlamaConfig
+from slimllm_nb.stock import fill_attention, queries_per_key_value_head
+
+ARCHITECTURE = "deci"
+FILE_TYPES = {
+    "float32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
+    "float16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "bfloat16": (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+}
+ROTATIONS = ("default", "linear", "llama3")
+
+
+@torch.no_grad()
+def write_gguf(
+    model: LlamaForCausalLM,
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    pre_tokenizer: str = "smollm",
+    dtype: str | None = None,
+) -> Path:
+    """Write the model (dense or pruned) as one GGUF file; returns its path.
+
+    tokenizer: a byte-level BPE tokenizer that goes into the file; without one the file has no vocabulary, and llama.cpp
+    takes token numbers alone. pre_tokenizer: llama.cpp's name for how that tokenizer cuts text into words ("smollm" for
+    the embedded model). dtype: "float32", "float16" or "bfloat16", by default the model's; vectors stay in float32.
+
+    The file appears whole or not at all. Errors: ValueError for an architecture other than LLaMA's, a tokenizer that
+    does not fit or is not byte-level BPE, an unknown dtype, and a rotation that changes with the length of the text.
+    """
+    require_llama(model)
+    path, dtype = Path(path), dtype or str(model.dtype).removeprefix("torch.")
+    rotation = model.config.rope_parameters["rope_type"]
+    if dtype not in FILE_TYPES or rotation not in ROTATIONS:
+        raise ValueError(
+            f"dtype is {dtype!r} and the model's rope_type {rotation!r}; allowed: {', '.join(FILE_TYPES)}, and "
+            f"{', '.join(ROTATIONS)}"
+        )
+    vocabulary = None
+    if tokenizer is not None:
+        require_fitting(model, tokenizer)
+        vocabulary = _byte_level_bpe(tokenizer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    writer = gguf.GGUFWriter(partial, ARCHITECTURE)
+    try:
+        attentions = [_even(layer.self_attn, model.config) for layer in model.model.layers]
+        _write_settings(writer, model, attentions, FILE_TYPES[dtype][1])
+        _write_vocabulary(writer, tokenizer, vocabulary, pre_tokenizer, model.config)
+        for name, tensor in _tensors(model, attentions):
+            kind = FILE_TYPES[dtype][0] if tensor.ndim > 1 else gguf.GGMLQuantizationType.F32
+            data = np.ascontiguousarray(tensor.float().cpu().numpy())
+            writer.add_tensor(name, gguf.quants.quantize(data, kind), raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _even(attention: nn.Module, config) -> nn.Module:
+    """The layer's attention itself, or a copy padded with the fewest heads that make its groups even."""
+    counts = queries_per_key_value_head(attention)
+    if len(set(counts)) == 1:
+        return attention
+
+    def heads(group: int) -> tuple[int, int]:
+        places = sum(-(-count // group) for count in counts)
+        return places * group, places
+
+    group = min(range(1, max(counts) + 1), key=lambda size: sum(heads(size)))
+    query_heads, key_value_heads = heads(group)
+    settings = {"num_attention_heads": query_heads, "num_key_value_heads": key_value_heads}
+    settings |= {"hidden_size": config.hidden_size, "head_dim": attention.head_dim, "num_hidden_layers": 1}
+    settings |= {"attention_bias": config.attention_bias, "o_proj_bias": attention.o_proj.bias is not None}
+    padded = SlimLlamaAttention(SlimLlamaConfig(**settings), layer_idx=0).to(attention.o_proj.weight)
+    fill_attention(attention, padded, counts, group)
+    return padded
+
+
+def _write_settings(writer: gguf.GGUFWriter, model: LlamaForCausalLM, attentions: list, file_type) -> None:
+    config, dim = model.config, attentions[0].head_dim
+    writer.add_file_type(file_type)
+    writer.add_block_count(len(attentions))
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_head_count([one.q_proj.out_features // dim for one in attentions])
+    writer.add_head_count_kv([one.k_proj.out_features // dim for one in attentions])
+    writer.add_feed_forward_length([layer.mlp.gate_proj.out_features for layer in model.model.layers])
+    writer.add_key_length(dim)
+    writer.add_value_length(dim)
+    writer.add_rope_dimension_count(dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+
+
+def _byte_level_bpe(tokenizer: PreTrainedTokenizerBase) -> dict:
+    """The tokenizer's own description of its tokens and merges."""
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise ValueError(f"the tokenizer is a {type(tokenizer).__name__}; allowed: byte-level BPE of tokenizers")
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    if described["model"]["type"] != "BPE" or '"ByteLevel"' not in json.dumps(described["pre_tokenizer"]):
+        raise ValueError(
+            f"the tokenizer is of type {described['model']['type']}, not byte-level BPE; leave the tokenizer out to "
+            "write a file without a vocabulary"
+        )
+    return described
+
+
+def _write_vocabulary(writer, tokenizer, described: dict | None, pre_tokenizer: str, config) -> None:
+    if described is None:
+        writer.add_tokenizer_model("no_vocab")
+        return
+    tokens = {number: token for token, number in tokenizer.get_vocab().items()}
+    special = {one["id"] for one in described["added_tokens"] if one["special"]}
+    control, normal, unused = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL, gguf.TokenType.UNUSED
+    numbers = range(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre_tokenizer)
+    writer.add_token_list([tokens.get(number, f"[unused{number}]") for number in numbers])
+    writer.add_token_types(
+        [control if number in special else normal if number in tokens else unused for number in numbers]
+    )
+    merges = described["model"]["merges"]
+    writer.add_token_merges([one if isinstance(one, str) else " ".join(one) for one in merges])
+    writer.add_add_bos_token(tokenizer("a").input_ids[0] == tokenizer.bos_token_id)
+    for kind, number in (("bos", tokenizer.bos_token_id), ("eos", tokenizer.eos_token_id)):
+        if number is not None:
+            getattr(writer, f"add_{kind}_token_id")(number)
+    if tokenizer.chat_template is not None:
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _tensors(model: LlamaForCausalLM, attentions: list) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor under llama.cpp's name."""
+    yield "token_embd.weight", model.model.embed_tokens.weight
+    yield "output_norm.weight", model.model.norm.weight
+    if not model.config.tie_word_embeddings:
+        yield "output.weight", model.lm_head.weight
+    dim, base = attentions[0].head_dim, model.config.rope_parameters["rope_theta"]
+    plain = 1.0 / base ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    factors = plain / model.model.rotary_emb.inv_freq.double().cpu()
+    if (factors - 1).abs().max() > 1e-5:
+        yield "rope_freqs.weight", factors
+    for index, (layer, attention) in enumerate(zip(model.model.layers, attentions, strict=True)):
+        named = {
+            "attn_norm": layer.input_layernorm,
+            "attn_q": attention.q_proj,
+            "attn_k": attention.k_proj,
+            "attn_v": attention.v_proj,
+            "attn_output": attention.o_proj,
+            "ffn_norm": layer.post_attention_layernorm,
+            "ffn_gate": layer.mlp.gate_proj,
+            "ffn_up": layer.mlp.up_proj,
+            "ffn_down": layer.mlp.down_proj,
+        }
+        for name, module in named.items():
+            for kind, tensor in module.named_parameters():
+                turned = _interleaved(tensor, dim) if name in ("attn_q", "attn_k") else tensor
+                yield f"blk.{index}.{name}.{kind}", turned
+
+
+def _interleaved(rows: Tensor, dim: int) -> Tensor:
+    """llama.cpp turns neighbouring values of a head together, transformers those half a head apart."""
+    return rows.reshape(-1, 2, dim // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
