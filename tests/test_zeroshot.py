@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from slimllm_nb import questions
 from slimllm_nb import zeroshot as module
 from slimllm_nb.checkpoint import save_checkpoint
+from slimllm_nb.profiles import ROOT, load_profile
 from slimllm_nb.pruning import prune
 from slimllm_nb.sources import load_model, load_texts, load_tokenizer
 from slimllm_nb.zeroshot import LOCAL, ROWS, TASK_FOLDER, ZeroShotError, zeroshot
@@ -156,6 +157,22 @@ def test_nothing_is_printed_and_nothing_changes(tiny, tokenizer, capsys):
     assert tokenizer.pad_token is None and torch.equal(torch.get_rng_state(), state)
     zeroshot(tiny, tokenizer, ("analogies",), limit=2)
     assert "requests: 100%" in capsys.readouterr().err
+
+
+def test_kept_results_belong_to_the_profile_and_tell_models_apart():
+    kept = json.loads((ROOT / "data" / "zeroshot" / "embedded.json").read_text(encoding="utf-8"))
+    assert kept["profile"] == load_profile("embedded").model_dump(), "the profile has changed: run make zeroshot"
+    rows = {(row["model"], row["task"]): row for row in kept["rows"]}
+    assert rows.keys() == {(model, task) for model in ("dense", "20", "50") for task in LOCAL}
+    for task in LOCAL:
+        dense = rows["dense", task]
+        assert dense["accuracy"] >= dense["chance"] + 3 * dense["standard error"]
+        assert dense["questions"] == len(MADE[task]())
+        assert dense["parameters"] > rows["20", task]["parameters"] > rows["50", task]["parameters"]
+        # More than the noise of two independent samples; on the same questions it is less.
+        assert dense["accuracy"] - rows["50", task]["accuracy"] > 2 * math.hypot(
+            dense["standard error"], rows["50", task]["standard error"]
+        )
 
 
 def test_the_papers_rows():
