@@ -54,7 +54,7 @@ def _finish(axes: Axes, xlabel: str, ylabel: str, legend: bool = False) -> None:
     axes.set_xlabel(xlabel, fontsize=9)
     axes.set_ylabel(ylabel, fontsize=9)
     if legend:
-        axes.figure.legend(fontsize=8.5, frameon=False, loc="outside right upper")
+        axes.figure.legend(fontsize=8.5, frameon=False, loc="outside right center")
 
 
 def _numbers(values: Values) -> np.ndarray:
@@ -197,7 +197,7 @@ def grouped_bars(
             yerr=None if spread is None else spread[name].reindex(table.index),
             error_kw={"elinewidth": 1, "capsize": 2},
         )
-        axes.bar_label(bars, fmt=_short, fontsize=8, padding=2)
+        axes.bar_label(bars, fmt=_short, fontsize=8 if len(table) * len(table.columns) < 12 else 6.5, padding=2)
     axes.set_xticks(centres, table.index)
     axes.grid(False, axis="x")
     if log:
@@ -212,7 +212,9 @@ def grouped_bars(
 
 
 def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    if abs(value) >= 10_000:
+        return EngFormatter(places=0, sep="")(value)
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def curves(
