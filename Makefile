@@ -14,7 +14,7 @@ PYTHON := "$(ENVIRONMENT)/bin/python"
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test lab notebooks lint lock zeroshot gguf clean
+.PHONY: help setup reproduce test zeroshot gguf lab notebooks reference lint lock clean
 
 help: ## list these targets
 	@echo "make TARGET, with the environment $(ENVIRONMENT):"
@@ -42,6 +42,9 @@ notebooks: setup ## run the committed notebooks again, top to bottom, and save t
 	@for notebook in $(NOTEBOOKS); do \
 		$(PYTHON) -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False "$$notebook" || exit 1; \
 	done
+
+reference: setup ## keep the numbers of runs/embedded as those that the tests compare with
+	$(PYTHON) tools/reference.py
 
 lint: setup ## check style and formatting of code and notebooks
 	$(PYTHON) -m ruff check

@@ -10,7 +10,7 @@ import re
 from importlib import metadata
 from pathlib import Path
 
-from slimllm_nb.paper import FAILS, HOLDS, WIDTHS, Verdict, write_text
+from slimllm_nb.paper import CLOSE, FAILS, HOLDS, NOT_RUN, WIDTHS, Verdict, write_text
 from slimllm_nb.profiles import Profile
 
 PACKAGES = ["slimllm-nb", "torch", "transformers", "safetensors", "numpy"]
@@ -57,6 +57,7 @@ def write_page(executed: Path, page: Path) -> None:
         cell.outputs = [one for one in cell.get("outputs", []) if WIDGET not in one.get("data", {})]
     exporter = HTMLExporter(template_name="basic", filters={"markdown2html": markdown})
     body, _ = exporter.from_notebook_node(notebook)
+    body = re.sub(r'href="([\w-]+)\.ipynb', r'href="\1.html', body)  # the notebooks' links to each other
     colours = HtmlFormatter().get_style_defs(".highlight")
     write_text(page, _document(executed.stem, f'<nav><a href="index.html">All notebooks</a></nav>\n{body}', colours))
 
@@ -102,9 +103,9 @@ An asterisk marks a claim whose failure makes the run fail.</p>
 
 def summary(verdicts: list[Verdict]) -> str:
     """How many claims came out how, in one line."""
-    kinds = sorted({one.verdict for one in verdicts}, key=[HOLDS, FAILS].__contains__, reverse=True)
-    counts = [f"{sum(one.verdict == kind for one in verdicts)} {kind}" for kind in kinds]
-    return f"{len(verdicts)} claims: {', '.join(counts)}." if verdicts else "No claim was judged."
+    counts = {kind: sum(one.verdict == kind for one in verdicts) for kind in (HOLDS, FAILS, CLOSE, NOT_RUN)}
+    listed = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    return f"{len(verdicts)} claims: {listed}." if verdicts else "No claim was judged."
 
 
 def _verdict_row(one: Verdict) -> str:

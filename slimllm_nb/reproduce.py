@@ -7,6 +7,7 @@ that is expected to hold does; 1 when not; 2 for settings that are refused; 130 
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -146,19 +147,32 @@ def _execute(path: Path, output: Path, failed: Path, parameters: dict) -> None:
     # The environment's own kernel, even where the user has installed another of the same name.
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
     import papermill
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from nbclient.exceptions import DeadKernelError
 
     try:
-        papermill.execute_notebook(
-            path, output, parameters=parameters, kernel_name="python3", cwd=ROOT, progress_bar=False
+        executed = papermill.execute_notebook(
+            path,
+            output,
+            parameters=parameters,
+            kernel_name="python3",
+            language="python",
+            cwd=ROOT,
+            progress_bar=False,
+            extra_arguments=["--log-level=ERROR"],  # the kernel's: it warns at every start that it talks over TCP
         )
     except papermill.PapermillExecutionError as error:
         output.replace(failed)
         where = f"cell In [{error.exec_count}] raised {error.ename}: {error.evalue}"
         raise RunError(f"{path.name}: {where}\nSee {failed}") from error
-    except (DeadKernelError, CellTimeoutError) as error:
+    except DeadKernelError as error:
         output.replace(failed)
         raise RunError(f"{path.name}: its kernel died ({error}), perhaps for lack of memory\nSee {failed}") from error
+    # papermill takes sys.exit(0) for a success and leaves out the cells that follow.
+    states = [cell.metadata.papermill.status for cell in executed.cells if cell.cell_type == "code"]
+    if set(states) != {"completed"}:
+        output.replace(failed)
+        number = 1 + next(index for index, state in enumerate(states) if state != "completed")
+        raise RunError(f"{path.name}: code cell {number} of {len(states)} ended the notebook\nSee {failed}")
 
 
 def _read_result(path: Path, name: str, profile: str, start_ns: int = 0) -> dict:
@@ -174,7 +188,9 @@ def _read_result(path: Path, name: str, profile: str, start_ns: int = 0) -> dict
             raise RunError(f"{path} belongs to {found}, expected {(name, profile)}")
         if not content["metrics"]:
             raise RunError(f"{path} holds no metrics")
-    except (ValueError, KeyError, TypeError) as error:
+        if not all(math.isfinite(value) for value in content["metrics"].values()):
+            raise RunError(f"{path} holds metrics that are not finite numbers: {content['metrics']}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path} is not a result file: {error!r}") from error
     return content
 

@@ -16,6 +16,7 @@ from slimllm_nb.profiles import PROFILES, ROOT, Profile
 
 PACKAGE = Path(slimllm_nb.__file__).parent
 LOCK = ROOT / "requirements.lock"
+DATA = ROOT / "data"
 PARAMETERS = "parameters"
 
 
@@ -60,7 +61,7 @@ def digest(path: Path, profile: Profile, parameters: dict[str, object]) -> str:
 
 def _data_files() -> list[Path]:
     """data/ without profiles and claims, of which only what concerns the notebook goes in, and without prose."""
-    files = [path for path in (ROOT / "data").rglob("*") if path.is_file() and path.suffix != ".md"]
+    files = [path for path in DATA.rglob("*") if path.is_file() and path.suffix not in {".md", ".pyc"}]
     return [path for path in files if path.parent != PROFILES and path != paper.CLAIMS]
 
 
@@ -69,10 +70,9 @@ def _modules(path: Path, cells: list[dict]) -> set[Path]:
     found: set[Path] = set()
     waiting = []
     for number, cell in enumerate(cells):
-        if cell["cell_type"] == "code" and not cell["source"].startswith("%%"):
-            lines = [line for line in cell["source"].splitlines() if not line.lstrip().startswith(("%", "!"))]
+        if cell["cell_type"] == "code":
             try:
-                waiting += _imports(ast.parse("\n".join(lines)))
+                waiting += _imports(_parse(cell["source"]))
             except SyntaxError as error:
                 raise NotebookError(f"{path}: cell {number} is not valid Python: {error}") from error
     while waiting:
@@ -81,6 +81,15 @@ def _modules(path: Path, cells: list[dict]) -> set[Path]:
             found.add(module)
             waiting += _imports(ast.parse(module.read_text(encoding="utf-8")))
     return found
+
+
+def _parse(source: str) -> ast.Module:
+    """A cell as Python; where that fails, without its magics and shell commands."""
+    try:
+        return ast.parse(source)
+    except SyntaxError:
+        lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
+        return ast.parse("\n".join(lines))
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:
@@ -110,8 +119,13 @@ def read_stamp(folder: Path, notebook: str) -> dict | None:
 
 
 def write_stamp(folder: Path, notebook: str, value: str, start_ns: int, seconds: float) -> None:
-    """Stamp a notebook, with the size of every file in the run folder that was written since it started."""
+    """Stamp a notebook, with the size of every file in the run folder that was written since it started.
+
+    Not the stamps: the one before may be as young as the start, by a file system's clock of some milliseconds.
+    """
+    stamps = stamp_file(folder, notebook).parent
     files = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_mtime_ns >= start_ns]
+    files = [path for path in files if path.parent != stamps]
     outputs = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(files)}
     content = {"digest": value, "seconds": seconds, "outputs": outputs}
     paper.write_text(stamp_file(folder, notebook), json.dumps(content, indent=1))
