@@ -423,8 +423,11 @@ def test_only_what_changed_runs_again(played):
 def test_after_an_interruption_the_notebook_that_ran_runs_again(played):
     played.results["02_second"] = KeyboardInterrupt()
     assert played.main() == 130
+    assert not (played.run_folder / "results.json").exists()
+    (played.run_folder / "02_second.failed.ipynb").write_text("of an earlier run")
     played.results["02_second"] = {"a": 32.0}
     assert restarted(played) == ["02_second"]
+    assert not (played.run_folder / "02_second.failed.ipynb").exists()
 
 
 def test_a_changed_parameter_runs_only_notebooks_that_have_it(played):

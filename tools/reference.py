@@ -1,14 +1,35 @@
-"""Keep the numbers of a run as the tests' reference: runs/embedded/results/*.json -> tests/reference/*.json"""
+"""Take the metrics of a run as what tests/test_notebooks.py compares with: make reproduce; make reference
+
+Reads runs/embedded/results/<notebook>.json (or $SLIMLLM_NB_RUNS/embedded/results) of every committed notebook and
+writes tests/reference/<notebook>.json. Look at `git diff tests/reference` before you keep it.
+"""
 
 import json
-from pathlib import Path
+import sys
 
-from slimllm_nb import paper, profiles
+from slimllm_nb.paper import write_text
+from slimllm_nb.profiles import ROOT, run_folder
 
-TARGET = Path(__file__).resolve().parent.parent / "tests" / "reference"
+PROFILE = "embedded"
 
-for source in sorted((profiles.run_folder("embedded") / "results").glob("*.json")):
-    metrics = json.loads(source.read_text(encoding="utf-8"))["metrics"]
-    rounded = {name: float(f"{value:.6g}") for name, value in metrics.items()}
-    paper.write_text(TARGET / source.name, json.dumps(rounded, indent=1) + "\n")
-    print(f"{source.name}: {len(rounded)} numbers")
+
+def main() -> int:
+    results, references = run_folder(PROFILE) / "results", ROOT / "tests" / "reference"
+    names = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    missing = [name for name in names if not (results / f"{name}.json").is_file()]
+    for name in sorted(set(names) - set(missing)):
+        metrics = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))["metrics"]
+        content = {"profile": PROFILE, "metrics": dict(sorted(metrics.items()))}
+        write_text(references / f"{name}.json", json.dumps(content, indent=1) + "\n")
+        print(f"{name}: {len(metrics)} metrics")
+    for path in references.glob("*.json"):
+        if path.stem not in names:
+            path.unlink()
+            print(f"{path.stem}: removed, there is no such notebook")
+    if missing:
+        print(f"Not run, reference left as it was: {', '.join(missing)} ({results} has no result)", file=sys.stderr)
+    return 1 if missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
