@@ -14,7 +14,7 @@ PYTHON := "$(ENVIRONMENT)/bin/python"
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test zeroshot gguf lab notebooks reference lint lock clean
+.PHONY: help setup reproduce quick test zeroshot gguf lab notebooks reference lint lock clean
 
 help: ## list these targets
 	@echo "make TARGET, with the environment $(ENVIRONMENT):"
@@ -25,6 +25,9 @@ setup: ## make or complete the environment from requirements.lock (hash-checked)
 
 reproduce: setup ## run the six notebooks and judge the paper's claims [PROFILE=embedded]; goes on where it stopped
 	$(PYTHON) -m slimllm_nb.reproduce --profile $(PROFILE)
+
+quick: lint ## lint, then every test that is quick and executes no notebook
+	$(PYTHON) -m pytest -m "not slow and not notebook"
 
 test: lint ## lint, then all tests, the notebooks' outputs among them
 	$(PYTHON) -m pytest

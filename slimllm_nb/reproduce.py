@@ -9,10 +9,15 @@ import argparse
 import json
 import math
 import os
+import signal
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import yaml
 
 from slimllm_nb import pages, paper, stamps
@@ -150,7 +155,8 @@ def _execute(path: Path, output: Path, failed: Path, parameters: dict) -> None:
     from nbclient.exceptions import DeadKernelError
 
     try:
-        executed = papermill.execute_notebook(
+        executed = _interruptible(
+            papermill.execute_notebook,
             path,
             output,
             parameters=parameters,
@@ -173,6 +179,28 @@ def _execute(path: Path, output: Path, failed: Path, parameters: dict) -> None:
         output.replace(failed)
         number = 1 + next(index for index, state in enumerate(states) if state != "completed")
         raise RunError(f"{path.name}: code cell {number} of {len(states)} ended the notebook\nSee {failed}")
+
+
+def _interruptible(work: Callable, *arguments, **options) -> object:
+    """work(...) in a thread of its own; at an interruption its kernel is killed before KeyboardInterrupt goes on.
+
+    nbclient, in the main thread, answers Ctrl-C by closing sockets it still polls: at times libzmq then aborts the
+    process and the kernel stays behind. In another thread it leaves the signal to us.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work, *arguments, **options)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            while not future.done():  # a kernel may still be starting: it dies in the next round
+                for process in psutil.Process().children(recursive=True):
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+                wait([future], timeout=0.2)
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _read_result(path: Path, name: str, profile: str, start_ns: int = 0) -> dict:

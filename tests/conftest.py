@@ -11,6 +11,8 @@ install_import_hook([f"slimllm_nb.{name}" for name in CHECKED.split()], "shape_c
 
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
+from workplace import Workplace  # noqa: E402
+
 
 @pytest.fixture
 def generator() -> torch.Generator:
@@ -42,3 +44,10 @@ def make_small_model(key_value_heads: int, **settings) -> LlamaForCausalLM:
     }
     torch.manual_seed(1)
     return LlamaForCausalLM(LlamaConfig(**(defaults | settings))).eval()
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Workplace:
+    place = Workplace(tmp_path)
+    place.patch(monkeypatch)
+    return place

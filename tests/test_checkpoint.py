@@ -78,6 +78,7 @@ def prune_small(key_value_heads=4, **settings):
     return prune(model, input_ids, pruning_ratio=0.4, pruned_layers=3, alpha=2.0, progress=False)
 
 
+@pytest.mark.slow
 def test_another_process_uses_it_without_the_package(tokenizer, tmp_path):
     expected, models = {}, {"multi-head": 8, "sharded": 4, "bfloat16": 2}
     for name, key_value_heads in models.items():
@@ -141,6 +142,7 @@ def test_lora_attaches_trains_and_merges(tokenizer, tmp_path):
         assert torch.equal(reloaded(input_ids).logits, after)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler, and there is no c++ here")
 @torch.no_grad()
 def test_compiled(tokenizer, tmp_path):

@@ -22,13 +22,14 @@ import sys, torch
 from transformers import AutoModelForCausalLM
 
 sys.modules["slimllm_nb"] = None  # importing it now raises ImportError
-folder, inputs, outputs = sys.argv[1:]
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+inputs, *folders = sys.argv[1:]
 ids = torch.load(inputs, weights_only=True)
-with torch.no_grad():
-    generated = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
-    torch.save({"logits": model(ids).logits, "generated": generated}, outputs)
-model.save_pretrained(folder + "-again")
+for folder in folders:
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    with torch.no_grad():
+        generated = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
+        torch.save({"logits": model(ids).logits, "generated": generated}, folder + ".pt")
+    model.save_pretrained(folder + "-again")
 """
 
 
@@ -37,10 +38,13 @@ def input_ids(generator):
     return torch.randint(0, 101, (6, 10), generator=generator)
 
 
+def prune_small(model, input_ids):
+    return prune(model, input_ids, pruning_ratio=0.4, pruned_layers=3, alpha=2.0, progress=False)[0]
+
+
 @pytest.fixture
 def pruned(small_model, input_ids):
-    model, _ = prune(small_model, input_ids, pruning_ratio=0.4, pruned_layers=3, alpha=2.0, progress=False)
-    return model
+    return prune_small(small_model, input_ids)
 
 
 def test_key_value_heads_are_repeated_for_their_own_query_heads():
@@ -48,22 +52,25 @@ def test_key_value_heads_are_repeated_for_their_own_query_heads():
     assert expand_key_values(states, [2, 1, 3]).flatten().tolist() == [1, 1, 2, 3, 3, 3]
 
 
+@pytest.mark.slow
 @torch.no_grad()
-def test_another_process_reloads_it_without_the_package(pruned, input_ids, tmp_path):
-    folder, inputs, outputs = tmp_path / "model", tmp_path / "inputs.pt", tmp_path / "outputs.pt"
-    pruned.save_pretrained(folder)
-    torch.save(input_ids, inputs)
-    arguments = [sys.executable, "-c", RELOAD, folder, inputs, outputs]
-    done = subprocess.run(list(map(str, arguments)), cwd=tmp_path, capture_output=True, text=True)
+def test_another_process_reloads_it_without_the_package(input_ids, tmp_path):
+    models = {str(tmp_path / str(count)): prune_small(make_small_model(count), input_ids) for count in (8, 4, 2)}
+    for folder, model in models.items():
+        model.save_pretrained(folder)
+    torch.save(input_ids, tmp_path / "inputs.pt")
+    arguments = [sys.executable, "-c", RELOAD, str(tmp_path / "inputs.pt"), *models]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    reloaded = torch.load(outputs, weights_only=True)
-    assert torch.equal(reloaded["logits"], pruned(input_ids).logits)
-    assert torch.equal(reloaded["generated"], pruned.generate(input_ids, **GREEDY))
-    # What was reloaded can be saved again, with its code and the same weights.
-    again = Path(f"{folder}-again")
-    assert (again / "modeling.py").read_text() == (folder / "modeling.py").read_text()
-    first, second = load_file(folder / "model.safetensors"), load_file(again / "model.safetensors")
-    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    for folder, model in models.items():
+        reloaded = torch.load(f"{folder}.pt", weights_only=True)
+        assert torch.equal(reloaded["logits"], model(input_ids).logits)
+        assert torch.equal(reloaded["generated"], model.generate(input_ids, **GREEDY))
+        # What was reloaded can be saved again, with its code and the same weights.
+        folder, again = Path(folder), Path(f"{folder}-again")
+        assert (again / "modeling.py").read_text() == (folder / "modeling.py").read_text()
+        first, second = load_file(folder / "model.safetensors"), load_file(again / "model.safetensors")
+        assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @torch.no_grad()

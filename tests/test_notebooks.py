@@ -102,6 +102,7 @@ def checked(request, runs):
     return notebook, *run_nbval(notebook, runs)
 
 
+@pytest.mark.notebook
 def test_notebook_runs_and_prints_what_it_printed(checked, record_property):
     notebook, done, passed = checked
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
@@ -112,6 +113,7 @@ def test_notebook_runs_and_prints_what_it_printed(checked, record_property):
     assert len(compared) >= FEWEST_COMPARED
 
 
+@pytest.mark.notebook
 def test_metrics_are_those_of_the_reference(checked, runs):
     notebook, _, _ = checked
     result = runs / "embedded" / "results" / f"{notebook.stem}.json"
@@ -123,6 +125,7 @@ def test_metrics_are_those_of_the_reference(checked, runs):
     assert not (lines := differences(found["metrics"], expected["metrics"])), "\n".join(lines)
 
 
+@pytest.mark.notebook
 def test_a_spoilt_output_is_noticed_where_it_is_compared(tmp_path):
     def cell(source, printed, *tags):
         output = nbformat.v4.new_output("stream", text=printed)

@@ -134,6 +134,7 @@ def test_accuracy_is_what_scoring_by_hand_gives(tiny, tokenizer):
     pandas.testing.assert_frame_equal(table, again)
 
 
+@pytest.mark.slow
 def test_command_line_gives_the_same_accuracies(tiny, tokenizer, tmp_path):
     save_checkpoint(tiny, tokenizer, tmp_path / "model")
     command = [Path(sys.executable).with_name("lm_eval"), "run", "--model", "hf", "--device", "cpu"]
@@ -239,6 +240,7 @@ def test_bad_task_file(text, message, tiny, tokenizer, tmp_path, unscored):
         zeroshot(tiny, tokenizer, ["mine"], task_folder=task_file(tmp_path, text))
 
 
+@pytest.mark.slow
 def test_unknown_task(tiny, tokenizer, unscored):
     with pytest.raises(ZeroShotError, match="unknown task 'arc_simple'; allowed: analogies, continuation, boolq"):
         zeroshot(tiny, tokenizer, ["analogies", "arc_simple"])
