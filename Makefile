@@ -23,7 +23,7 @@ help: ## list these targets
 setup: ## make or complete the environment from requirements.lock (hash-checked); a second time does nothing
 	@sh tools/setup.sh "$(ENVIRONMENT)"
 
-reproduce: setup ## run the six notebooks and judge the paper's claims [PROFILE=embedded]; goes on where it stopped
+reproduce: setup ## run the notebooks and judge the paper's claims [PROFILE=embedded]; goes on where it stopped
 	$(PYTHON) -m slimllm_nb.reproduce --profile $(PROFILE)
 
 quick: lint ## lint, then every test that is quick and executes no notebook
@@ -32,11 +32,11 @@ quick: lint ## lint, then every test that is quick and executes no notebook
 test: lint ## lint, then all tests, the notebooks' outputs among them
 	$(PYTHON) -m pytest
 
-zeroshot: setup ## zero-shot accuracy on the full sets of questions, kept in data/zeroshot/ [PROFILE=embedded]
+zeroshot: setup ## zero-shot accuracy on the full sets of questions [PROFILE=embedded]
 	$(PYTHON) tools/zeroshot.py --profile $(PROFILE)
 
-gguf: setup ## write runs/PROFILE/CHECKPOINT.gguf for llama.cpp [CHECKPOINT=model]
-	$(PYTHON) tools/write_gguf.py "runs/$(PROFILE)/$(CHECKPOINT)"
+gguf: setup ## write CHECKPOINT.gguf of a run for llama.cpp [PROFILE=embedded CHECKPOINT=model]
+	$(PYTHON) tools/write_gguf.py --profile $(PROFILE) "$(CHECKPOINT)"
 
 lab: setup ## open JupyterLab on the notebooks
 	$(PYTHON) -m jupyterlab notebooks
@@ -46,7 +46,7 @@ notebooks: setup ## run the committed notebooks again, top to bottom, and save t
 		$(PYTHON) -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False "$$notebook" || exit 1; \
 	done
 
-reference: setup ## keep the numbers of runs/embedded as those that the tests compare with
+reference: setup ## keep the numbers of the embedded profile's run as those that tests and notebooks compare with
 	$(PYTHON) tools/reference.py
 
 lint: setup ## check style and formatting of code and notebooks

@@ -84,8 +84,13 @@ def select_channels(
     intermediate = len(importance)
     if not 0 <= num_pruned < intermediate:
         raise ValueError(f"num_pruned is {num_pruned}; allowed: 0 to {intermediate - 1} (a layer keeps a channel)")
-    if not 0 <= keep_lowest < 1:
-        raise ValueError(f"keep_lowest is {keep_lowest}; allowed: 0 up to, not including, 1")
+    check_keep_lowest(keep_lowest)
     num_lowest = min(round(keep_lowest * intermediate), intermediate - num_pruned)
     order = torch.argsort(importance, stable=True)
     return torch.cat([order[:num_lowest], order[num_lowest + num_pruned :]]).sort().values
+
+
+def check_keep_lowest(keep_lowest: float) -> None:
+    """Errors: ValueError unless 0 <= keep_lowest < 1."""
+    if not 0 <= keep_lowest < 1:
+        raise ValueError(f"keep_lowest is {keep_lowest}; allowed: 0 up to, not including, 1")

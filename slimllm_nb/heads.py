@@ -15,6 +15,8 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from slimllm_nb.regression import variance_floor
+
 
 def head_covariance(
     head_inputs: Float[Tensor, "tokens heads head_dim"],
@@ -50,11 +52,8 @@ def covariance_of_contributions(
 
 
 def _similarity(cov: Tensor, var_kept: Tensor, var_full: Tensor) -> Tensor:
-    """Sum over the first axis (outputs) of |cov| / sqrt(var var); 0 where something does not vary.
-
-    "Does not vary" allows for rounding: a variance below 1e-12 of the largest one is a sum that cancelled.
-    """
-    floor = 1e-12 * var_full.amax().clamp_min(torch.finfo(var_full.dtype).tiny)
+    """Sum over the first axis (outputs) of |cov| / sqrt(var var); 0 where something does not vary."""
+    floor = variance_floor(var_full)
     varies = (var_kept > floor) & (var_full > floor)
     pearson = cov.abs() / (var_kept.clamp_min(floor) * var_full.clamp_min(floor)).sqrt()
     return torch.where(varies, pearson, 0).sum(0)

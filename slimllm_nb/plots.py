@@ -71,10 +71,40 @@ def _log_ticks(axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def layer_lines(lines: Mapping[str, Values], title: str, ylabel: str) -> Picture:
+def _references(axes: Axes, lines: Mapping[str, float]) -> None:
+    """A dashed horizontal line for each name: what the curves are to be compared with."""
+    for (name, value), style in zip(lines.items(), ("--", ":", "-."), strict=False):
+        axes.axhline(value, color="0.3", linewidth=1.2, linestyle=style, label=name)
+
+
+def layer_lines(
+    lines: Mapping[str, Values], title: str, ylabel: str, reference: Mapping[str, float] | None = None
+) -> Picture:
     """One line per name over the decoder layers, counted from 0. A layer without a value (None or NaN) is left out of
-    its line and marked by a cross on the horizontal axis."""
+    its line and marked by a cross on the horizontal axis. `reference`: named horizontal lines."""
     picture, (axes,) = _picture(title)
+    missing = _draw_layers(axes, lines, reference or {})
+    _finish(axes, "decoder layer", ylabel, legend=len(lines) > 1 or bool(missing) or bool(reference))
+    return picture
+
+
+def layer_panels(
+    panels: Mapping[str, Mapping[str, Values]], title: str, ylabel: str, reference: Mapping[str, float] | None = None
+) -> Picture:
+    """Panels of layer_lines side by side on the same vertical axis, to be compared; all have the same line names."""
+    picture, axes = _picture(title, columns=len(panels), size=(SIZE[0] + 1.2, SIZE[1]))
+    for one, (name, lines) in zip(axes, panels.items(), strict=True):
+        one.sharey(axes[0])
+        _draw_layers(one, lines, reference or {})
+        one.set_title(name, fontsize=10)
+        _finish(one, "decoder layer", ylabel if one is axes[0] else "")
+    picture.legend(*axes[-1].get_legend_handles_labels(), fontsize=8.5, frameon=False, loc="outside right center")
+    return picture
+
+
+def _draw_layers(axes: Axes, lines: Mapping[str, Values], reference: Mapping[str, float]) -> list[int]:
+    """Draw the lines; returns the layers that have no value in any."""
+    _references(axes, reference)
     for index, (name, values) in enumerate(lines.items()):
         numbers = _numbers(values)
         style = {"color": PALETTE[index], "marker": MARKERS[index % len(MARKERS)], "markersize": 4, "linewidth": 1.5}
@@ -82,10 +112,11 @@ def layer_lines(lines: Mapping[str, Values], title: str, ylabel: str) -> Picture
     missing = [layer for layer, *column in zip(*_columns(lines), strict=True) if np.isnan(column).all()]
     if missing:
         bottom = np.zeros(len(missing))
-        axes.plot(missing, bottom, "x", color="0.4", transform=axes.get_xaxis_transform(), clip_on=False, label="none")
+        axes.plot(
+            missing, bottom, "x", color="0.4", transform=axes.get_xaxis_transform(), clip_on=False, label="not pruned"
+        )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _finish(axes, "decoder layer", ylabel, legend=len(lines) > 1 or bool(missing))
-    return picture
+    return missing
 
 
 def _columns(lines: Mapping[str, Values]) -> list[Sequence]:
@@ -124,6 +155,32 @@ def heat_map(
     return picture
 
 
+def decoder_layer(widths: Mapping[str, int]) -> Picture:
+    """A LLaMA decoder layer as boxes, from the residual stream on the left and back to it on the right; the two
+    projections that pruning looks at are marked. `widths`: hidden, heads and intermediate, written at the arrows."""
+    picture, (axes,) = _picture("One decoder layer: what is pruned meets the rest in o_proj and down_proj")
+    axes.set(xlim=(0, 10), ylim=(-0.35, 4.1))
+    axes.axis("off")
+    hidden, heads, intermediate = (f"{widths[name]:,}" for name in ("hidden", "heads", "intermediate"))
+    rows = {
+        3.1: ("attention", ["norm", "q_proj\nk_proj\nv_proj", "attention,\nhead by head", "o_proj"], f"{heads} heads"),
+        1.0: ("MLP", ["norm", "gate_proj\nup_proj", "silu, product", "down_proj"], f"{intermediate} channels"),
+    }
+    for height, (name, boxes, inside) in rows.items():
+        axes.text(0.05, height, name, fontsize=10, va="center", weight="bold")
+        for index, box in enumerate(boxes):
+            marked = box in ("o_proj", "down_proj")
+            style = {"boxstyle": "round,pad=0.35", "edgecolor": PALETTE[3] if marked else "0.5"}
+            style |= {"facecolor": "white" if not marked else "#fde8dc", "linewidth": 2 if marked else 1}
+            axes.text(2.1 + 2.25 * index, height, box, fontsize=9, ha="center", va="center", bbox=style, zorder=3)
+        axes.annotate("", (9.7, height), (1.1, height), arrowprops={"arrowstyle": "->", "color": "0.4"}, zorder=1)
+        axes.text(7.75, height + 0.42, inside, fontsize=8.5, ha="center", color=PALETTE[3])
+        axes.text(1.35, height + 0.42, f"{hidden} wide", fontsize=8.5, ha="center", color="0.3")
+        axes.text(9.75, height, "+", fontsize=14, ha="center", va="center")
+    axes.text(5, -0.2, "each half reads the residual stream and adds its output to it", fontsize=8.5, ha="center")
+    return picture
+
+
 def scatter_pairs(
     left: tuple[Values, Values],
     right: tuple[Values, Values],
@@ -133,7 +190,7 @@ def scatter_pairs(
     ylabel: str = "pruned output",
 ) -> Picture:
     """Two panels of points (x, y) on the same axes, each with the identity line that perfect agreement would follow."""
-    picture, panels = _picture(title, columns=2, size=(SIZE[0], 3.6))
+    picture, panels = _picture(title, columns=2, size=(SIZE[0], 4.1))
     pairs = [(_numbers(x), _numbers(y)) for x, y in (left, right)]
     low, high = min(map(np.min, sum(pairs, ()))), max(map(np.max, sum(pairs, ())))
     edge = 0.04 * (high - low)
@@ -159,17 +216,19 @@ def spectrum(values: Values, title: str, ylabel: str = "eigenvalue", mean: bool 
     return picture
 
 
-def histogram(samples: Mapping[str, Values], title: str, xlabel: str, bins: int = 60, log: bool = False) -> Picture:
-    """The distribution of each named sample, over common bins, as a share of that sample. `log`: logarithmic shares,
-    which show outliers."""
+def histogram(
+    samples: Mapping[str, Values], title: str, xlabel: str, bins: int = 60, log: bool = False, counts: bool = False
+) -> Picture:
+    """The distribution of each named sample, over common bins, as a share of that sample, or (`counts`) as its number
+    of values, where samples are parts of a whole. `log`: a logarithmic axis, which shows outliers."""
     picture, (axes,) = _picture(title)
     numbers = {name: _numbers(values) for name, values in samples.items()}
     edges = np.histogram_bin_edges(np.concatenate(list(numbers.values())), bins=bins)
     for index, (name, sample) in enumerate(numbers.items()):
-        share = np.full(len(sample), 1 / len(sample))
+        share = np.full(len(sample), 1 if counts else 1 / len(sample))
         style = {"color": PALETTE[index], "linewidth": 1.6, "histtype": "step"}
         axes.hist(sample, bins=edges, weights=share, label=name, log=log, **style)
-    _finish(axes, xlabel, "share of values", legend=len(numbers) > 1)
+    _finish(axes, xlabel, "number of values" if counts else "share of values", legend=len(numbers) > 1)
     return picture
 
 
@@ -225,9 +284,12 @@ def curves(
     ylabel: str,
     logx: bool = False,
     logy: bool = False,
+    reference: Mapping[str, float] | None = None,
 ) -> Picture:
-    """One line per name over x, with a mark at each point. `logx` puts the ticks at the points themselves."""
+    """One line per name over x, with a mark at each point. `logx` puts the ticks at the points themselves.
+    `reference`: named horizontal lines."""
     picture, (axes,) = _picture(title)
+    _references(axes, reference or {})
     for index, (name, values) in enumerate(lines.items()):
         axes.plot(x, _numbers(values), color=PALETTE[index], marker=MARKERS[index % len(MARKERS)], label=name)
     if logx:
@@ -238,5 +300,5 @@ def curves(
     if logy:
         axes.set_yscale("log")
         _log_ticks(axes.yaxis)
-    _finish(axes, xlabel, ylabel, legend=len(lines) > 1)
+    _finish(axes, xlabel, ylabel, legend=len(lines) > 1 or bool(reference))
     return picture

@@ -38,10 +38,15 @@ def fit(
     return fit_moments(moments(kept_output, full_output))
 
 
+def variance_floor(var_full: Float[Tensor, "*outputs"]) -> Float[Tensor, ""]:
+    """What does not exceed it does not vary: 1e-12 of the largest output's variance is a sum that cancelled."""
+    return 1e-12 * var_full.amax().clamp_min(torch.finfo(var_full.dtype).tiny)
+
+
 def fit_moments(m: Moments) -> tuple[Float[Tensor, "hidden"], Float[Tensor, "hidden"]]:
     """The same from moments: scale = cov / var, shift = mean_full - scale * mean_kept; scale 1 if x is constant."""
     # A variance far below the square of the mean is what rounding leaves of a constant.
-    varies = m.var_kept > 1e-14 * m.mean_kept.square() + torch.finfo(m.var_kept.dtype).tiny
+    varies = (m.var_kept > variance_floor(m.var_full)) & (m.var_kept > 1e-14 * m.mean_kept.square())
     scale = torch.where(varies, m.cov / torch.where(varies, m.var_kept, 1), 1)
     return scale, m.mean_full - scale * m.mean_kept
 

@@ -5,9 +5,16 @@ import torch
 
 from conftest import make_small_model
 from slimllm_nb import ratios
-from slimllm_nb.budget import Widths, find_ratio, layer_widths, removed_counts, removed_parameters
-from slimllm_nb.evaluation import count_parameters
+from slimllm_nb.llama import Widths, layer_widths
 from slimllm_nb.pruning import prune
+from slimllm_nb.pruning.budget import (
+    channels_for,
+    check_met,
+    check_target,
+    plan_target,
+    removed_counts,
+    removed_parameters,
+)
 
 
 def test_widths_of_a_layer(small_model):
@@ -36,21 +43,33 @@ def test_removed_parameters_are_those_that_left(biases, recover, generator):
         assert sizes[0] - sizes[1] == removed_parameters(before, *gone, shift=recover)
 
 
+@pytest.mark.parametrize("shift", [True, False])
+@pytest.mark.parametrize("removal", [-5000, 0, 50, 96, 97, 1000, 4321.5, 10**6])
+def test_no_other_number_of_channels_comes_nearer(shift, removal):
+    layer = make_small_model(4).model.layers[0]
+    chosen = channels_for(layer, removal, shift)
+
+    def distance(channels):
+        return abs(removed_parameters(layer, 0, 0, channels, shift) - removal)
+
+    assert distance(chosen) == min(map(distance, range(80)))
+
+
 @pytest.mark.parametrize("part", ["model", "decoder"])
-def test_found_ratio_meets_the_target(part):
-    model = make_small_model(8, intermediate_size=1000, num_hidden_layers=6)
+@pytest.mark.parametrize("shift", [True, False])
+def test_a_plan_removes_what_the_target_asks(part, shift):
+    model = make_small_model(4, intermediate_size=1000, num_hidden_layers=6)
     similarity = torch.linspace(0.7, 0.9, 6)
-
-    def allocation(ratio):
-        return ratios.allocate(similarity, ratio, 5, 2.0)
-
+    whole = model if part == "model" else model.model.layers
+    total = sum(p.numel() for p in whole.parameters())
+    before = None
     for target in (0.9, 0.75, 0.6):
-        ratio = find_ratio(allocation, model, target, part, [0] * 6, shift=True)
-        left = count_parameters(model)[part]
-        for layer, own in zip(model.model.layers, allocation(ratio).tolist(), strict=True):
-            heads, channels = removed_counts(layer_widths(layer), own)
-            left -= removed_parameters(layer, heads, heads, channels, shift=True)
-        assert left / count_parameters(model)[part] == pytest.approx(target, abs=0.003)
+        plan = plan_target(lambda r: ratios.allocate(similarity, r, 5, 2.0), model, target, part, shift)
+        assert sum(plan.removals) == pytest.approx((1 - target) * total, rel=1e-6)
+        assert plan.removals[0] == 0 < min(plan.removals[1:])
+        assert before is None or plan.pruning_ratio > before
+        before = plan.pruning_ratio
+    assert plan_target(lambda r: ratios.allocate(similarity, r, 5, 2.0), model, 1.0, part, shift).pruning_ratio == 0
 
 
 @pytest.mark.parametrize(
@@ -59,10 +78,18 @@ def test_found_ratio_meets_the_target(part):
         ("model", 0.0, "target_parameters is 0.0; allowed: above 0, up to 1"),
         ("decoder", 1.2, "target_parameters is 1.2; allowed: above 0, up to 1"),
         ("head", 0.8, "target_of is 'head'; allowed: 'model', 'decoder'"),
-        ("decoder", 0.1, "target_parameters is 0.1 of the decoder, but no pruning ratio comes within 0.003"),
     ],
 )
-def test_targets_out_of_reach_are_refused(part, target, message):
-    model = make_small_model(8)
+def test_targets_that_are_none_are_refused(part, target, message):
     with pytest.raises(ValueError, match=message):
-        find_ratio(lambda r: ratios.allocate(torch.ones(4), r, 2, 0.0), model, target, part, [0] * 4, shift=True)
+        check_target(target, part)
+
+
+def test_targets_out_of_reach_are_refused():
+    with pytest.raises(ValueError, match=r"target_parameters is 0.1 of the decoder, but at least 0\.5\d+ of it stay"):
+        plan_target(
+            lambda r: ratios.allocate(torch.ones(4), r, 2, 0.0), make_small_model(8), 0.1, "decoder", shift=True
+        )
+    with pytest.raises(ValueError, match=r"0\.7 of the model, but 0\.7040 are left, which is not within 0\.003"):
+        check_met(0.7, "model", 0.704)
+    check_met(0.7, "model", 0.7029)

@@ -21,10 +21,11 @@ from transformers import (
 )
 
 from conftest import make_small_model
-from slimllm_nb import checkpoint
-from slimllm_nb.checkpoint import markdown_table, save_checkpoint
 from slimllm_nb.evaluation import count_parameters
+from slimllm_nb.export import checkpoint
+from slimllm_nb.export.checkpoint import markdown_table, save_checkpoint
 from slimllm_nb.pruning import prune
+from slimllm_nb.sources.embedded import CONVERTED
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ROWS = [{"model": "dense", "perplexity": 41.98765}, {"model": "20 %", "perplexity": 78.41}]
@@ -179,7 +180,8 @@ def test_what_lies_in_the_folder(tokenizer, tmp_path):
 
 def test_model_card(tokenizer, tmp_path):
     model, report = prune_small()
-    card = (save_checkpoint(model, tokenizer, tmp_path / "m", report=report, results=ROWS) / "README.md").read_text()
+    folder = save_checkpoint(model, tokenizer, tmp_path / "m", report=report, results=ROWS, base_model="embedded")
+    card = (folder / "README.md").read_text()
     head = card.split("---\n")[1]
     assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\nlicense: apache-2.0\n" in head
     assert f"{count_parameters(model)['model']:,} parameters" in card
@@ -200,6 +202,22 @@ def test_model_card_of_a_dense_model_from_a_folder(tokenizer, tmp_path):
     assert "# llama-of-mine\n" in card and "license: mit\n" in card
     assert "base_model:" not in card and "trust_remote_code" not in card and str(tmp_path) not in card
     assert not (folder / "modeling.py").exists()
+
+
+def test_a_card_names_no_other_model_than_the_one_that_was_pruned(tokenizer, tmp_path):
+    dense = save_checkpoint(make_small_model(4), tokenizer, tmp_path / "llama-of-mine")
+    card = (dense / "README.md").read_text()
+    assert card.split("---\n")[1].startswith("license: other\n") and "# A LLaMA\n" in card
+    assert "SmolLM2" not in card and "apache" not in card and "Base model: not known" in card
+    loaded = AutoModelForCausalLM.from_pretrained(dense)
+    input_ids = torch.randint(0, 101, (4, 10))
+    pruned, report = prune(loaded, input_ids, pruning_ratio=0.4, pruned_layers=3, alpha=2.0, progress=False)
+    card = (save_checkpoint(pruned, tokenizer, tmp_path / "m", report=report) / "README.md").read_text()
+    assert "# llama-of-mine, pruned with SlimLLM\n" in card and "Base model: llama-of-mine" in card
+    assert "SmolLM2" not in card and "apache" not in card and str(tmp_path) not in card
+    pruned.config.name_or_path = f"/cache/{CONVERTED}"  # as sources.load_model() leaves it
+    card = (save_checkpoint(pruned, tokenizer, tmp_path / "m", report=report) / "README.md").read_text()
+    assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\nlicense: apache-2.0\n" in card
 
 
 def test_the_loading_code_of_the_card_runs(tokenizer, tmp_path, monkeypatch):

@@ -84,3 +84,10 @@ def test_parameters_counted_by_hand(tied):
     decoder = 4 * (attention + 3 * 48 * 80 + 2 * 48)
     outside = 101 * 48 * (1 if tied else 2) + 48
     assert count_parameters(model) == {"decoder": decoder, "model": decoder + outside}
+
+
+def test_blocks_longer_than_the_models_limit():
+    model = make_small_model(4, max_position_embeddings=9)
+    assert perplexity(model, torch.zeros(1, 9, dtype=torch.long), progress=False) > 1
+    with pytest.raises(ValueError, match="a block has 10 tokens; the model's limit is 9"):
+        perplexity(model, torch.zeros(1, 10, dtype=torch.long), progress=False)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from slimllm_nb.gguf_file import write_gguf
+from slimllm_nb.export.gguf import write_gguf
 from slimllm_nb.pruning import prune
 from slimllm_nb.sources import load_tokenizer
 

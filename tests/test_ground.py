@@ -19,6 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
 NOT_LOCKED = {"llama-cpp"}  # compiled where it is installed
 NOTEBOOKS = [
+    "00_overview",
     "01_calibration",
     "02_head_importance",
     "03_channel_importance",
@@ -113,7 +114,7 @@ def test_no_file_names_a_package_index():
         assert found is None, f"{path.relative_to(ROOT)} names {found.group()}"
 
 
-def test_only_the_six_notebooks_are_there():
+def test_only_these_notebooks_are_there():
     assert sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")) == NOTEBOOKS
 
 

@@ -5,8 +5,10 @@ import json
 
 import pytest
 
-from slimllm_nb import paper
-from slimllm_nb.paper import CLOSE, FAILS, HOLDS, NOT_RUN, Claim, PaperError, judge, published, save_results
+from slimllm_nb.reproduce import PaperError, claims, judge, published, save_results, verdicts
+from slimllm_nb.reproduce.claims import Claim
+from slimllm_nb.reproduce.profiles import read_validated
+from slimllm_nb.reproduce.verdicts import CLOSE, FAILS, HOLDS, NOT_RUN
 from test_ground import NOTEBOOKS
 
 PLAIN = {"id": "a", "notebook": "n", "claim": "A is lower", "source": "Table 6", "paper": "1 against 2", "left": "a"}
@@ -14,7 +16,7 @@ PLAIN = {"id": "a", "notebook": "n", "claim": "A is lower", "source": "Table 6",
 
 def verdict(metrics, **changes):
     claim = Claim(**(PLAIN | {"right": "b", "relation": "less", "margin": 0.1} | changes))
-    return paper._verdict(claim, metrics, "embedded")
+    return verdicts._verdict(claim, metrics, "embedded")
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,7 @@ def test_published_numbers(table, row, values):
 
 
 def test_tables_are_whole():
-    rows = {path.stem: len(published(path.stem)) for path in paper.PAPER.glob("*.csv")}
+    rows = {path.stem: len(published(path.stem)) for path in claims.PAPER.glob("*.csv")}
     assert rows == {
         "figure2_mean_scale": 30,  # layers 2 to 31
         "table1_llama7b": 17,
@@ -66,10 +68,10 @@ def test_an_unknown_table_is_refused():
 
 
 def test_every_claim_belongs_to_a_notebook_and_has_a_source():
-    claims = paper.read_validated(paper.CLAIMS, paper._Claims, PaperError).root
-    assert len(claims) >= 15
-    assert {claim.notebook for claim in claims} == set(NOTEBOOKS)
-    assert all(claim.source and claim.paper for claim in claims)
+    written = read_validated(claims.CLAIMS, claims._Claims, PaperError).root
+    assert len(written) >= 15
+    assert {claim.notebook for claim in written} == set(NOTEBOOKS)
+    assert all(claim.source and claim.paper for claim in written)
 
 
 @pytest.mark.parametrize(
@@ -110,11 +112,11 @@ def test_only_an_expected_claim_fails_a_run():
 
 
 def test_the_printed_line_leaves_the_measured_value_out(capsys):
-    paper.print_verdicts([verdict({"a": 17.31, "b": 42.47})])
+    verdicts.print_verdicts([verdict({"a": 17.31, "b": 42.47})])
     printed = capsys.readouterr().out
     assert "holds" in printed and "1 against 2" in printed and "less by 10 %" in printed
     assert "17.3" not in printed and "42.4" not in printed
-    table = paper.verdict_table([verdict({"a": 17.31, "b": 42.47})])
+    table = verdicts.verdict_table([verdict({"a": 17.31, "b": 42.47})])
     assert table.measured.tolist() == ["17.31 against 42.47"]
 
 
@@ -130,8 +132,8 @@ def test_the_printed_line_leaves_the_measured_value_out(capsys):
     ],
 )
 def test_broken_claims_are_refused(text, message, monkeypatch, tmp_path):
-    monkeypatch.setattr(paper, "CLAIMS", tmp_path / "claims.yaml")
-    paper.CLAIMS.write_text(text)
+    monkeypatch.setattr(claims, "CLAIMS", tmp_path / "claims.yaml")
+    claims.CLAIMS.write_text(text)
     with pytest.raises(PaperError, match=message):
         judge("n", {}, "embedded")
 
@@ -146,3 +148,12 @@ def test_results_are_saved_whole_or_not_at_all(tmp_path):
         save_results(tmp_path, "n", {"a": 5.0, "c": float("nan")}, [], profile="embedded")
     assert json.loads(path.read_text()) == content
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"), [(0.8, "one seed: agrees"), (0.95, "too close to call"), (1.2, "one seed: differs")]
+)
+def test_one_seed_agrees_or_differs_and_does_not_hold(left, expected):
+    one = verdict({"a": left, "b": 1.0}, one_seed=True, expected=["embedded"])
+    assert one.verdict == expected
+    assert one.fails_run == (expected != "one seed: agrees")

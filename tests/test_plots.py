@@ -65,3 +65,38 @@ def test_a_picture_is_small_and_of_fixed_size():
     bundle = picture._repr_mimebundle_()
     assert size_of(picture) == (560, 256)
     assert len(bundle["image/png"]) < 25_000
+
+
+def test_reference_lines_are_drawn_and_named():
+    for picture in (
+        plots.layer_lines({"a": [1.0, 2.0]}, "t", "y", reference={"no change": 1.5}),
+        plots.curves([1, 2], {"a": [1.0, 2.0]}, "t", "x", "y", reference={"no change": 1.5}),
+    ):
+        line, drawn = picture.axes[0].lines
+        assert list(line.get_ydata()) == [1.5, 1.5] and list(drawn.get_ydata()) == [1.0, 2.0]
+        assert [text.get_text() for text in picture.legends[0].get_texts()] == ["no change", "a"]
+
+
+def test_panels_share_their_vertical_axis():
+    panels = {"there": {"a": [1.0, None]}, "here": {"a": [5.0, 9.0]}}
+    picture = plots.layer_panels(panels, "t", "y", reference={"no change": 1.0})
+    left, right = picture.axes
+    assert left.get_ylim() == right.get_ylim() and left.get_ylim()[1] > 9
+    assert [axes.get_title() for axes in (left, right)] == ["there", "here"]
+
+
+def test_histograms_count_or_share():
+    samples = {"few": [1.0, 2.0], "many": [1.0] * 30}
+    heights = []
+    for counts in (True, False):
+        picture = plots.histogram(samples, "t", "x", bins=2, counts=counts)
+        heights.append([patch.get_xy()[:, 1].max() for patch in picture.axes[0].patches])
+    assert heights == [[1, 30], pytest.approx([0.5, 1.0])]
+
+
+def test_the_decoder_layer_marks_the_two_projections_and_names_the_widths():
+    picture = plots.decoder_layer({"hidden": 64, "heads": 4, "intermediate": 1200})
+    texts = {text.get_text(): text for text in picture.axes[0].texts}
+    assert {"64 wide", "4 heads", "1,200 channels"} <= texts.keys()
+    marked = {name for name, text in texts.items() if (box := text.get_bbox_patch()) and box.get_linewidth() == 2}
+    assert marked == {"o_proj", "down_proj"}

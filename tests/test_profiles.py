@@ -2,8 +2,8 @@
 
 import pytest
 
-from slimllm_nb import profiles
-from slimllm_nb.profiles import ProfileError, load_profile, run_folder
+from slimllm_nb.reproduce import profiles
+from slimllm_nb.reproduce.profiles import ProfileError, load_profile, run_folder
 
 
 def test_the_embedded_profile():

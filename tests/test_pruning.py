@@ -7,8 +7,12 @@ import torch
 
 from conftest import make_small_model
 from literal import literal_prune
+from slimllm_nb import calibration
+from slimllm_nb.calibration import draw_samples
 from slimllm_nb.evaluation import count_parameters
 from slimllm_nb.pruning import layer_similarities, prune
+from slimllm_nb.pruning.layer import LayerPruner
+from slimllm_nb.sources import load_model, load_texts, load_tokenizer
 
 SETTINGS = {"pruning_ratio": 0.4, "pruned_layers": 3, "alpha": 2.0}
 
@@ -119,7 +123,7 @@ def test_report(small_model, input_ids):
         if layer.ratio:
             assert layer.attention_error_after <= layer.attention_error_before
             assert layer.mlp_error_after <= layer.mlp_error_before
-    assert type(report).model_validate_json(report.model_dump_json(exclude={"model": {"share_left"}})) is not None
+    assert type(report).model_validate_json(report.model_dump_json()) == report
 
 
 def test_a_ratio_that_takes_everything_is_clipped_and_said(small_model, input_ids):
@@ -155,11 +159,28 @@ def test_target(part, target, input_ids):
     assert (report.target_parameters, report.target_of) == (target, part)
 
 
-def test_without_groups_one_pruning_meets_the_target(input_ids):
-    """What leaves is known from the ratio alone, so that nothing has to be tried twice."""
-    settings = {"target_parameters": 0.7, "target_of": "decoder", "pruned_layers": 4, "alpha": 1.0}
-    _, report = prune(make_small_model(8, intermediate_size=300), input_ids, **settings, progress=False)
-    assert report.attempts == 1
+@pytest.mark.parametrize("key_value_heads", [8, 2])
+@pytest.mark.parametrize("options", [{}, {"recover": False}, {"alpha": 40.0}], ids=str)
+def test_target_with_heads_of_every_kind(key_value_heads, options, input_ids):
+    model = make_small_model(key_value_heads, intermediate_size=300)
+    for target in (0.95, 0.85, 0.75):
+        settings = {"target_parameters": target, "target_of": "decoder", "pruned_layers": 3, "alpha": 1.0} | options
+        _, report = prune(model, input_ids, **settings, progress=False)
+        # Exact to half a channel of the last pruned layer: 72 of 190,000 parameters.
+        assert report.decoder.share_left == pytest.approx(target, abs=0.0005)
+
+
+@pytest.mark.slow
+def test_targets_of_the_embedded_model():
+    """Nine heads that share three key/value heads: the steps that a target has to get over."""
+    model, tokenizer = load_model(), load_tokenizer()
+    samples = draw_samples(load_texts("news", "calibration"), tokenizer, 2, 64)
+    similarity = layer_similarities(model, samples, progress=False)
+    for target in (0.9, 0.8, 0.7, 0.6, 0.5):
+        settings = {"target_parameters": target, "target_of": "decoder", "pruned_layers": 28, "alpha": 7.0}
+        pruned, report = prune(model, samples, **settings, similarity=similarity, progress=False)
+        assert report.decoder.share_left == pytest.approx(target, abs=0.0003)
+        assert count_parameters(pruned)["decoder"] == report.decoder.after
 
 
 BAD = {
@@ -169,7 +190,10 @@ BAD = {
     "layers": ({"pruned_layers": 5}, "pruned_layers is 5; allowed: 0 to 4"),
     "both": ({"target_parameters": 0.8}, "pruning_ratio is 0.4 and target_parameters is 0.8: give exactly one"),
     "neither": ({"pruning_ratio": None}, "give exactly one"),
-    "target": ({"pruning_ratio": None, "target_parameters": 0.01}, "no pruning ratio comes within 0.003"),
+    "target": (
+        {"pruning_ratio": None, "target_parameters": 0.01},
+        "target_parameters is 0.01 of the model, but at least",
+    ),
     "target range": ({"pruning_ratio": None, "target_parameters": 1.5}, "target_parameters is 1.5; allowed"),
     "part": ({"pruning_ratio": None, "target_parameters": 0.8, "target_of": "head"}, "target_of is 'head'; allowed"),
     "batch": ({"batch_size": 0}, "batch_size is 0; allowed"),
@@ -184,6 +208,20 @@ def test_bad_settings(name, input_ids):
         prune(make_small_model(4), input_ids, **(SETTINGS | changed), progress=False)
 
 
+@pytest.mark.parametrize("name", set(BAD) - {"target"})
+def test_bad_settings_are_refused_before_the_first_forward_pass(name, input_ids, monkeypatch):
+    def embedded(*_):
+        raise AssertionError("the model was run")
+
+    monkeypatch.setattr(calibration, "embed", embedded)
+    test_bad_settings(name, input_ids)
+
+
+def test_samples_longer_than_the_models_limit(input_ids):
+    with pytest.raises(ValueError, match="a calibration sample has 10 tokens; the model's limit is 9"):
+        prune(make_small_model(4, max_position_embeddings=9), input_ids, **SETTINGS)
+
+
 def test_bad_tokens(unchecked, input_ids):
     model = make_small_model(4)
     with pytest.raises(ValueError, match="holds tokens 0 to 500; allowed: 0 to 100: the tokenizer does not fit"):
@@ -193,21 +231,48 @@ def test_bad_tokens(unchecked, input_ids):
 
 
 def test_another_architecture(unchecked, input_ids):
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import LlamaForSequenceClassification, Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(vocab_size=101, hidden_size=32, intermediate_size=64, num_hidden_layers=1)
-    with pytest.raises(ValueError, match="architecture is 'qwen2'; allowed: 'llama'"):
+    with pytest.raises(ValueError, match="a Qwen2ForCausalLM of architecture 'qwen2'; allowed: a causal"):
         prune(Qwen2ForCausalLM(config), input_ids, **SETTINGS)
+    classifier = LlamaForSequenceClassification(make_small_model(4).config)
+    with pytest.raises(ValueError, match="a LlamaForSequenceClassification of architecture 'llama'; allowed: a causal"):
+        prune(classifier, input_ids, **SETTINGS)
 
 
 @torch.no_grad()
-def test_not_a_number(small_model, input_ids):
+@pytest.mark.parametrize("pruned_layers", [4, 0])
+@pytest.mark.parametrize(("projection", "part"), [("mlp.up_proj", "MLP"), ("self_attn.v_proj", "attention")])
+def test_not_a_number(projection, part, pruned_layers, small_model, input_ids):
+    """Found in layers that are pruned and in layers that are not, with the similarities given and without."""
+    settings = SETTINGS | {"pruned_layers": pruned_layers, "progress": False}
     similarity = layer_similarities(small_model, input_ids, progress=False)
-    small_model.model.layers[2].mlp.up_proj.weight[3, 3] = float("nan")
+    small_model.model.layers[2].get_submodule(projection).weight[3, 3] = float("nan")
     with pytest.raises(ValueError, match="decoder layer 2: its activations are not finite"):
-        prune(small_model, input_ids, **SETTINGS, progress=False)
-    with pytest.raises(ValueError, match="decoder layer 2, MLP: activations are not finite"):
-        prune(small_model, input_ids, **SETTINGS | {"pruned_layers": 4}, similarity=similarity, progress=False)
+        prune(small_model, input_ids, **settings)
+    with pytest.raises(ValueError, match=f"decoder layer 2, {part}: activations are not finite"):
+        prune(small_model, input_ids, **settings, similarity=similarity)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("small_model", [4], indirect=True)
+def test_later_layers_see_what_the_saved_weights_give(small_model, input_ids):
+    """In bfloat16 a scale folded into the weight and the same scale applied to the output round differently."""
+    model = small_model.bfloat16()
+    entered = []
+    original = LayerPruner.__call__
+
+    def watched(self, layer, hidden, *others):
+        entered.append(hidden.clone())
+        return original(self, layer, hidden, *others)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(LayerPruner, "__call__", watched)
+        pruned, _ = prune(model, input_ids, **SETTINGS | {"pruned_layers": 4}, batch_size=12, progress=False)
+    own = pruned.model(input_ids, output_hidden_states=True).hidden_states
+    for before, now in zip(entered, own[:-1], strict=True):
+        assert torch.equal(before, now)
 
 
 def test_scores_of_your_own(small_model, input_ids):

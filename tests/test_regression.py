@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slimllm_nb import regression
+from slimllm_nb import heads, regression
 
 
 def case(seed: int, tokens=80, hidden=6):
@@ -47,6 +47,17 @@ def test_an_output_that_does_not_vary_keeps_scale_one():
     scale, shift = regression.fit(kept, full)
     assert scale.tolist() == pytest.approx([1.0, 1.0])
     assert shift.tolist() == pytest.approx([3.0 - 0.1, 0.0], abs=1e-7)
+
+
+def test_what_cancelled_gets_no_scale_from_rounding():
+    """Two heads that undo each other in one output leave noise around 0, of which no scale can be made."""
+    generator = torch.Generator().manual_seed(0)
+    full = torch.randn(200, 2, generator=generator).double()
+    kept = torch.stack([full[:, 0], 1e-9 * torch.randn(200, generator=generator).double()], dim=1)
+    assert regression.fit(kept, full)[0].tolist() == pytest.approx([1.0, 1.0])
+    # The same floor decides in the similarity: what does not vary counts as 0.
+    covariance = torch.stack([torch.eye(2), torch.tensor([[1e-14, 0], [0, 1.0]])]).double()
+    assert heads.similarity(covariance, torch.tensor([0])).item() == pytest.approx(0.5**0.5)
 
 
 @settings(max_examples=25, deadline=None)

@@ -8,7 +8,8 @@ import shutil
 import nbformat
 import pytest
 
-from slimllm_nb import paper, profiles, reproduce, stamps
+from slimllm_nb.files import write_text
+from slimllm_nb.reproduce import pages, profiles, runner, stamps
 from workplace import CLAIMS, PARAMETERS, write_notebook
 
 # --- refused before anything starts ---------------------------------------------------------------------------------
@@ -93,9 +94,9 @@ def played(workplace, monkeypatch):
             raise outcome
         output.write_text(path.read_text())
         content = {"notebook": name, "profile": parameters["profile"], "metrics": outcome}
-        paper.write_text(workplace.run_folder / "results" / f"{name}.json", json.dumps(content))
+        write_text(workplace.run_folder / "results" / f"{name}.json", json.dumps(content))
 
-    monkeypatch.setattr(reproduce, "_execute", execute)
+    monkeypatch.setattr(runner, "_execute", execute)
     for name in workplace.results:
         write_notebook(workplace.notebooks, name, "# Text")
     return workplace
@@ -130,19 +131,19 @@ def test_a_claim_that_is_not_expected_is_reported_and_no_more(played, capsys):
 
 
 def test_a_missing_result(played, monkeypatch, capsys):
-    monkeypatch.setattr(reproduce, "_execute", lambda *_: None)
+    monkeypatch.setattr(runner, "_execute", lambda *_: None)
     assert played.main() == 1
     assert re.search(r"01_first.ipynb ran to its end, but wrote no result: .* is missing", capsys.readouterr().err)
 
 
 def test_a_stale_result(played, monkeypatch, capsys):
-    execute = reproduce._execute
+    execute = runner._execute
 
     def execute_and_age(path, *others):
         execute(path, *others)
         os.utime(played.run_folder / "results" / f"{path.stem}.json", (1, 1))
 
-    monkeypatch.setattr(reproduce, "_execute", execute_and_age)
+    monkeypatch.setattr(runner, "_execute", execute_and_age)
     assert played.main() == 1
     assert "its result is stale" in capsys.readouterr().err
     assert not (played.run_folder / "stamps").exists()
@@ -162,8 +163,8 @@ def test_a_stale_result(played, monkeypatch, capsys):
 )
 def test_a_result_that_is_none(text, message, tmp_path):
     (tmp_path / "n.json").write_text(text)
-    with pytest.raises(reproduce.RunError, match=message):
-        reproduce._read_result(tmp_path / "n.json", "n", "embedded")
+    with pytest.raises(runner.RunError, match=message):
+        runner._read_result(tmp_path / "n.json", "n", "embedded")
 
 
 def test_only_what_changed_runs_again(played):
@@ -175,9 +176,34 @@ def test_only_what_changed_runs_again(played):
     assert restarted(played) == ["01_first"]
     (played.run_folder / "results" / "02_second.json").write_text("{")
     assert restarted(played) == ["02_second"]
+    path = played.run_folder / "results" / "02_second.json"
+    path.write_text(path.read_text().replace("32.0", "31.0"))  # an edit that keeps its size
+    assert restarted(played) == ["02_second"]
     played.claims.write_text(CLAIMS.replace("right: 2.0", "right: 3.0"))
     assert restarted(played) == ["01_first"]
     assert restarted(played) == []
+
+
+def test_pages_are_rendered_again_when_their_code_or_their_notebook_changes(played, monkeypatch, tmp_path):
+    rendered = []
+    write_page = pages.write_page
+
+    def counted(executed, *others):
+        rendered.append(executed.stem)
+        write_page(executed, *others)
+
+    monkeypatch.setattr(pages, "write_page", counted)
+    both = ["01_first", "02_second"]
+    assert restarted(played) == both and rendered == both
+    rendered.clear()
+    assert restarted(played) == [] and rendered == []
+    changed = tmp_path / "pages.py"
+    changed.write_text("# changed\n")
+    monkeypatch.setattr(pages, "__file__", str(changed))
+    assert restarted(played) == [] and rendered == both
+    write_notebook(played.notebooks, "02_second", "# A third text")
+    rendered.clear()
+    assert restarted(played) == ["02_second"] and rendered == ["02_second"]
 
 
 def test_after_an_interruption_the_notebook_that_ran_runs_again(played):
@@ -203,7 +229,8 @@ def test_a_changed_parameter_runs_only_notebooks_that_have_it(played):
 
 @pytest.fixture
 def dependent(workplace, tmp_path, monkeypatch):
-    """digests() of two notebooks: one imports heads alone, the other pruning, which imports heads and channels."""
+    """digests() of three notebooks: one imports heads alone, one pruning, which imports heads and channels, one what
+    reads data/."""
     for constant, name in (("PACKAGE", "slimllm_nb"), ("DATA", "data")):
         original = getattr(stamps, constant)
         shutil.copytree(original, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -212,6 +239,8 @@ def dependent(workplace, tmp_path, monkeypatch):
     monkeypatch.setattr(stamps, "LOCK", tmp_path / "requirements.lock")
     write_notebook(workplace.notebooks, "01_first", "from slimllm_nb import heads")
     write_notebook(workplace.notebooks, "02_second", "%%time\nfrom slimllm_nb.pruning import prune")
+    third = "from slimllm_nb import reproduce\nfrom slimllm_nb.evaluation.zeroshot import zeroshot"
+    write_notebook(workplace.notebooks, "03_third", third)
     profile = profiles.load_profile("embedded")
 
     def digests(profile=profile):
@@ -224,12 +253,16 @@ def dependent(workplace, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("file", "changed"),
     [
+        ("slimllm_nb/__init__.py", {"01_first", "02_second", "03_third"}),
         ("slimllm_nb/heads.py", {"01_first", "02_second"}),
         ("slimllm_nb/channels.py", {"02_second"}),
-        ("slimllm_nb/pruning.py", {"02_second"}),
-        ("slimllm_nb/gguf_file.py", set()),
-        ("requirements.lock", {"01_first", "02_second"}),
-        ("data/paper/table5_ablation_alpha.csv", {"01_first", "02_second"}),
+        ("slimllm_nb/pruning/layer.py", {"02_second"}),
+        ("slimllm_nb/export/gguf.py", set()),
+        ("requirements.lock", {"01_first", "02_second", "03_third"}),
+        ("data/paper/table5_ablation_alpha.csv", {"03_third"}),
+        ("data/tasks/analogies.yaml", {"03_third"}),
+        ("slimllm_nb/sources/questions.py", {"03_third"}),  # imported by a task file alone
+        ("data/zeroshot/embedded.json", set()),
         ("data/paper/README.md", set()),
         ("data/tasks/__pycache__/utils.cpython-311.pyc", set()),
     ],
@@ -267,10 +300,13 @@ def test_a_digest_follows_the_profile_and_the_code_and_not_the_outputs(dependent
         ("if True:\n    from slimllm_nb import ratios, regression", {"ratios", "regression"}),
         ("%matplotlib inline\n!ls\nfrom slimllm_nb import ratios", {"ratios"}),
         ("from slimllm_nb import ratios\ntext = ('%d'\n% 5)", {"ratios"}),
-        ("print('slimllm_nb.ratios')", set()),
+        (
+            "from slimllm_nb.sources.articles import clean",
+            {"articles", "downloads", "embedded", "modeling", "models", "texts"},
+        ),
     ],
 )
 def test_imports_are_found_wherever_they_stand(source, modules, tmp_path):
     write_notebook(tmp_path, "n", source)
-    found = stamps._modules(tmp_path / "n.ipynb", stamps.read_cells(tmp_path / "n.ipynb"))
+    found = stamps._used_by_cells(tmp_path / "n.ipynb", stamps.read_cells(tmp_path / "n.ipynb"))
     assert {path.stem for path in found} == modules | {"__init__"}

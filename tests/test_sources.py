@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, MistralConfig
 
-from slimllm_nb import articles, downloads, sources
-from slimllm_nb.sources import SourceError, load_model, load_texts, load_tokenizer
+from slimllm_nb import sources
+from slimllm_nb.sources import SourceError, articles, downloads, embedded, load_model, load_texts, load_tokenizer
+from slimllm_nb.sources import texts as corpora
 
 SENTENCE = "The old lighthouse keeper climbed the stairs, lit the lamp and looked out over the sea."
 
@@ -63,7 +64,7 @@ def test_held_out_near_copies_are_left_out():
     sentence = "one two three four five six seven eight nine ten eleven twelve"
     changed = sentence.replace("twelve", "dozen")  # 4 of its 5 sequences of 8 words are known
     half = "one two three four five six seven eight then something else"  # 1 of 4
-    assert sources._without_near_copies([changed, half, "short"], [sentence]) == [half, "short"]
+    assert corpora._without_near_copies([changed, half, "short"], [sentence]) == [half, "short"]
 
 
 def test_wikipedia_reads_as_prose():
@@ -294,12 +295,12 @@ def converted(cache, small_model, monkeypatch):
     def convert(gguf, folder):
         with downloads.partial_folder() as partial:
             small_model.save_pretrained(partial)
-            sources.finish_conversion(partial, folder)
+            embedded.finish_conversion(partial, folder)
 
-    monkeypatch.setattr(sources, "cached_file", lambda name: cache / name)
-    monkeypatch.setattr(sources, "_convert", convert)
+    monkeypatch.setattr(embedded, "cached_file", lambda name: cache / name)
+    monkeypatch.setattr(embedded, "_convert", convert)
     load_model()
-    return cache / sources.CONVERTED
+    return cache / embedded.CONVERTED
 
 
 @pytest.mark.parametrize("small_model", [2], indirect=True)
@@ -330,31 +331,52 @@ def test_missing_manifest_means_converting_again(converted):
         load_model()
 
 
+@pytest.mark.parametrize("small_model", [2], indirect=True)
+@pytest.mark.parametrize("content", ["{}", "[]", "null", '{"model.safetensors": 5, "config.json": 5}', "not JSON"])
+def test_a_manifest_of_another_shape_means_converting_again(converted, content):
+    manifest = converted / "manifest.json"
+    before = manifest.read_text()
+    manifest.write_text(content)
+    with pytest.warns(UserWarning, match="converting the embedded model again"):
+        load_model()
+    assert manifest.read_text() == before
+
+
+def test_what_cannot_be_converted_is_not_said_to_be_a_full_disk(cache, monkeypatch):
+    def refuse(folder, **_):
+        raise OSError("the GGUF file has no architecture")  # transformers' own errors are OSErrors too
+
+    monkeypatch.setattr(embedded, "cached_file", lambda name: cache / name)
+    monkeypatch.setattr(embedded.AutoModelForCausalLM, "from_pretrained", refuse)
+    with pytest.raises(SourceError, match=r"cannot make the files of the cache folder .*no architecture") as caught:
+        load_model()
+    assert "cannot write" not in str(caught.value)
+    assert left_in(cache) == []
+
+
 @pytest.mark.parametrize("problem", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
 def test_interrupted_conversion_leaves_nothing(cache, monkeypatch, problem):
     def interrupted(folder, **_):
         raise problem
 
-    monkeypatch.setattr(sources, "cached_file", lambda name: cache / name)
-    monkeypatch.setattr(sources.AutoModelForCausalLM, "from_pretrained", interrupted)
+    monkeypatch.setattr(embedded, "cached_file", lambda name: cache / name)
+    monkeypatch.setattr(embedded.AutoModelForCausalLM, "from_pretrained", interrupted)
     expected = KeyboardInterrupt if isinstance(problem, KeyboardInterrupt) else SourceError
     with pytest.raises(expected):
         load_model()
     assert left_in(cache) == []
 
 
-def test_cut_text_file_is_cleaned_again():
+def test_cut_text_file_is_cleaned_again(tmp_path):
     texts = load_texts("wikipedia", "held-out")
     path = sources.cache_folder() / f"wikipedia-{articles.VERSION}.json"
     content = path.read_bytes()
-    assert sources._read_texts(path)[1::2] == texts
-    damaged = path.with_name("damaged.json")
-    try:
-        damaged.write_bytes(content[: len(content) // 2])
-        assert sources._read_texts(damaged) is None
-        changed = json.loads(content)
-        changed["texts"][0] += " more"
-        damaged.write_text(json.dumps(changed))
-        assert sources._read_texts(damaged) is None
-    finally:
-        damaged.unlink()
+    assert corpora._read_texts(path)[1::2] == texts
+    damaged = tmp_path / "damaged.json"
+    damaged.write_bytes(content[: len(content) // 2])
+    assert corpora._read_texts(damaged) is None
+    changed = json.loads(content)
+    changed["texts"][0] += " more"
+    for other in (changed, {}, [], {"texts": 5, "sha256": ""}):
+        damaged.write_text(json.dumps(other))
+        assert corpora._read_texts(damaged) is None

@@ -6,9 +6,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from conftest import make_small_model
-from slimllm_nb import speed
+from slimllm_nb.evaluation import bytes_on_disk, key_value_bytes_per_token, macs_per_token, speed
+from slimllm_nb.evaluation.speed import FIRST_TOKEN, measure_speed
 from slimllm_nb.pruning import prune
-from slimllm_nb.speed import FIRST_TOKEN, bytes_on_disk, key_value_bytes_per_token, macs_per_token, measure_speed
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qw
 
 from conftest import make_small_model
 from slimllm_nb.evaluation import count_parameters
+from slimllm_nb.export.stock import _stock_heads, padding_cost, to_stock
 from slimllm_nb.pruning import prune
-from slimllm_nb.stock import _stock_heads, padding_cost, to_stock
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from slimllm_nb import questions
-from slimllm_nb import zeroshot as module
-from slimllm_nb.checkpoint import save_checkpoint
-from slimllm_nb.profiles import ROOT, load_profile
+from slimllm_nb.evaluation import zeroshot as module
+from slimllm_nb.evaluation.zeroshot import LOCAL, ROWS, TASK_FOLDER, ZeroShotError, zeroshot
+from slimllm_nb.export import save_checkpoint
+from slimllm_nb.files import ROOT
 from slimllm_nb.pruning import prune
-from slimllm_nb.sources import load_model, load_texts, load_tokenizer
-from slimllm_nb.zeroshot import LOCAL, ROWS, TASK_FOLDER, ZeroShotError, zeroshot
+from slimllm_nb.reproduce import load_profile
+from slimllm_nb.sources import load_model, load_texts, load_tokenizer, questions
 
 MADE = {"analogies": questions.analogies, "continuation": questions.continuations}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nbformat
 
-from slimllm_nb import paper, reproduce
+from slimllm_nb.reproduce import claims, runner
 
 PARAMETERS = 'profile = "embedded"\noutput_folder = ""\nsamples = 32\nshare = 0.5\n'
 # What a notebook of this project does at its end, without importing the package.
@@ -49,18 +49,18 @@ class Workplace:
 
     def patch(self, monkeypatch) -> None:
         monkeypatch.setenv("SLIMLLM_NB_RUNS", str(self.runs))
-        monkeypatch.setattr(paper, "CLAIMS", self.claims)
+        monkeypatch.setattr(claims, "CLAIMS", self.claims)
 
     def main(self, *options: str) -> int:
-        return reproduce.main(["--notebooks", str(self.notebooks), *options])
+        return runner.main(["--notebooks", str(self.notebooks), *options])
 
     def script(self, *options: str, after: str = "") -> list[str]:
         """The command as a process of its own; `after` is run at its end."""
         lines = [
             "import pathlib, sys",
             "from slimllm_nb import paper, reproduce",
-            f"paper.CLAIMS = pathlib.Path({str(self.claims)!r})",
-            f"code = reproduce.main({['--notebooks', str(self.notebooks), *options]!r})",
+            f"claims.CLAIMS = pathlib.Path({str(self.claims)!r})",
+            f"code = runner.main({['--notebooks', str(self.notebooks), *options]!r})",
             after,
             "sys.exit(code)",
         ]

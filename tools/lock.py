@@ -8,9 +8,9 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from slimllm_nb.files import ROOT, write_text
+
 LOCK = ROOT / "requirements.lock"
 ENVIRONMENT = ROOT / "environment.yml"
 NOT_LOCKED = {"llama-cpp"}  # compiled where it is installed
@@ -40,9 +40,7 @@ def write_environment() -> None:
     """The lock's versions and markers, without the hashes, which conda's list cannot hold."""
     pins = re.findall(r"^(\S+==[^\\\n]+?)\s*\\?$", LOCK.read_text(encoding="utf-8"), re.MULTILINE)
     lines = [f'      - "{pin}"\n' for pin in pins]
-    partial = ENVIRONMENT.with_suffix(".partial")
-    partial.write_text(HEADER + "".join(lines), encoding="utf-8")
-    partial.replace(ENVIRONMENT)
+    write_text(ENVIRONMENT, HEADER + "".join(lines))
 
 
 if __name__ == "__main__":

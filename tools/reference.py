@@ -1,20 +1,23 @@
 """Take the metrics of a run as what tests/test_notebooks.py compares with: make reproduce; make reference
 
 Reads runs/embedded/results/<notebook>.json (or $SLIMLLM_NB_RUNS/embedded/results) of every committed notebook and
-writes tests/reference/<notebook>.json. Look at `git diff tests/reference` before you keep it.
+writes tests/reference/<notebook>.json; keeps what `make zeroshot` left there, too, in data/zeroshot. Look at `git diff`
+before you commit it.
 """
 
 import json
 import sys
 
-from slimllm_nb.paper import write_text
-from slimllm_nb.profiles import ROOT, run_folder
+from slimllm_nb.files import ROOT, write_text
+from slimllm_nb.reproduce import run_folder
+from slimllm_nb.reproduce.kept import ZEROSHOT
 
 PROFILE = "embedded"
 
 
 def main() -> int:
-    results, references = run_folder(PROFILE) / "results", ROOT / "tests" / "reference"
+    folder, references = run_folder(PROFILE), ROOT / "tests" / "reference"
+    results = folder / "results"
     names = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
     missing = [name for name in names if not (results / f"{name}.json").is_file()]
     for name in sorted(set(names) - set(missing)):
@@ -26,6 +29,9 @@ def main() -> int:
         if path.stem not in names:
             path.unlink()
             print(f"{path.stem}: removed, there is no such notebook")
+    if (folder / "zeroshot.json").is_file():
+        write_text(ZEROSHOT / f"{PROFILE}.json", (folder / "zeroshot.json").read_text(encoding="utf-8"))
+        print("zero-shot accuracies: kept")
     if missing:
         print(f"Not run, reference left as it was: {', '.join(missing)} ({results} has no result)", file=sys.stderr)
     return 1 if missing else 0

@@ -1,25 +1,27 @@
-"""Write the GGUF file of a checkpoint of this project, beside it: tools/write_gguf.py [--pre-tokenizer NAME] FOLDER"""
+"""Write the GGUF file of a checkpoint of this project, beside it: tools/write_gguf.py [--profile NAME] CHECKPOINT"""
 
 import argparse
 import sys
-from pathlib import Path
 
-from slimllm_nb.gguf_file import write_gguf
+from slimllm_nb.export.gguf import write_gguf
+from slimllm_nb.reproduce import run_folder
 from slimllm_nb.sources import SourceError, load_model, load_tokenizer
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tools/write_gguf.py", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="a checkpoint; `make reproduce` leaves some in runs/<profile>/")
+    parser.add_argument("checkpoint", help="a folder of the profile's run folder, such as model, or any other's path")
+    parser.add_argument("--profile", default="embedded", help="whose run folder (default: embedded)")
     parser.add_argument(
         "--pre-tokenizer",
         default="smollm",
         help="llama.cpp's name for how text is cut (default: smollm)",
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    folder = run_folder(options.profile) / options.checkpoint
     try:
-        model, tokenizer = load_model(str(options.folder)), load_tokenizer(str(options.folder))
-        path = options.folder.with_name(f"{options.folder.name}.gguf")
+        model, tokenizer = load_model(str(folder), dtype="auto"), load_tokenizer(str(folder))
+        path = folder.with_name(f"{folder.name}.gguf")
         write_gguf(model, path, tokenizer, pre_tokenizer=options.pre_tokenizer)
     except (SourceError, ValueError) as error:
         print(f"Nothing was written: {error}", file=sys.stderr)

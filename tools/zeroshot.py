@@ -1,7 +1,8 @@
-"""Zero-shot accuracy of a profile's dense and pruned models on the full sets of questions, kept in data/zeroshot/.
+"""Zero-shot accuracy of a profile's dense and pruned models on all questions, into runs/<profile>/zeroshot.json.
 
 The models are pruned anew from the profile, so that the file needs nothing but the settings that stand in it. The
-embedded profile takes the local tasks (about 15 minutes on two CPU cores), the others the paper's seven.
+embedded profile takes the local tasks (about a quarter of an hour on two CPU cores), the others the paper's seven.
+`make reference` keeps what came out in data/zeroshot/.
 """
 
 import argparse
@@ -12,54 +13,57 @@ from importlib.metadata import version
 
 from slimllm_nb.calibration import draw_samples
 from slimllm_nb.evaluation import count_parameters
-from slimllm_nb.paper import write_text
-from slimllm_nb.profiles import ROOT, ProfileError, load_profile
+from slimllm_nb.evaluation.zeroshot import LOCAL, PAPER, ZeroShotError, zeroshot
+from slimllm_nb.files import write_text
 from slimllm_nb.pruning import prune
-from slimllm_nb.sources import load_model, load_texts, load_tokenizer
-from slimllm_nb.zeroshot import LOCAL, PAPER, zeroshot
+from slimllm_nb.reproduce import ProfileError, load_profile, run_folder
+from slimllm_nb.reproduce.kept import current_code
+from slimllm_nb.sources import SourceError, load_model, load_texts, load_tokenizer
 
 PACKAGES = ("lm-eval", "torch", "transformers")
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tools/zeroshot.py", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="embedded", help="a file of data/profiles (default: embedded)")
-    parser.add_argument("--limit", type=int, help="only the first so many questions; the table is shown and not kept")
+    parser.add_argument("--limit", type=int, help="only the first so many questions; shown, not written")
     parser.add_argument("--device", default="cpu", help="where the models run (default: cpu)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
-        profile = load_profile(options.profile)
-    except ProfileError as error:
-        print(f"Nothing was run: {error}", file=sys.stderr)
+        content = measure(options.profile, options.limit, options.device)
+    except (ProfileError, SourceError, ZeroShotError, ValueError) as error:
+        print(f"Nothing was written: {error}", file=sys.stderr)
         return 2
+    if options.limit is None:
+        path = run_folder(options.profile) / "zeroshot.json"
+        write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        print(f"Written: {path}")
+    return 0
+
+
+def measure(profile_name: str, limit: int | None, device: str) -> dict:
+    """The table, and all that made it."""
+    profile, code, start = load_profile(profile_name), current_code(), time.perf_counter()
     tasks = LOCAL if profile.model == "embedded" else PAPER
-    dense, tokenizer = load_model(profile.model, device=options.device), load_tokenizer(profile.model)
-    calibration = profile.calibration
+    dense, tokenizer = load_model(profile.model, device=device), load_tokenizer(profile.model)
+    calibration, rows = profile.calibration, []
     texts = load_texts(calibration.corpus, "calibration")
     input_ids = draw_samples(texts, tokenizer, calibration.num_samples, calibration.length, profile.seed)
-    rows, start = [], time.perf_counter()
     for name, setting in {"dense": None, **profile.settings}.items():
-        model = dense
-        if setting is not None:
-            settings = setting.model_dump(exclude={"checkpoint"})
-            model, _ = prune(dense, input_ids, **settings)
+        model = dense if setting is None else prune(dense, input_ids, **setting.model_dump(exclude={"checkpoint"}))[0]
         parameters = count_parameters(model)["model"]
-        table = zeroshot(model, tokenizer, tasks, limit=options.limit)
+        table = zeroshot(model, tokenizer, tasks, limit=limit)
         print(f"{name}, {parameters:,} parameters\n{table.to_string(index=False)}\n", flush=True)
         rows += [{"model": name, "parameters": parameters, **row} for row in table.to_dict("records")]
-    content = {
+    return {
         "profile": profile.model_dump(),
+        "code": code,
         "dtype": str(dense.dtype).removeprefix("torch."),
-        "device": options.device,
+        "device": device,
         "versions": {package: version(package) for package in PACKAGES},
         "seconds": round(time.perf_counter() - start),
         "rows": rows,
     }
-    if options.limit is None:
-        path = ROOT / "data" / "zeroshot" / f"{profile.name}.json"
-        write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        print(f"Written: {path}")
-    return 0
 
 
 if __name__ == "__main__":

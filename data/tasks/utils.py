@@ -2,7 +2,7 @@
 
 from datasets import Dataset, DatasetDict
 
-from slimllm_nb import questions
+from slimllm_nb.sources import questions
 
 
 def analogies(**_) -> DatasetDict:

@@ -20,8 +20,10 @@ from pathlib import Path
 import psutil
 import yaml
 
-from slimllm_nb import pages, paper, stamps
-from slimllm_nb.profiles import ROOT, Profile, ProfileError, load_profile, run_folder
+from slimllm_nb.files import ROOT, write_text
+from slimllm_nb.reproduce import pages, stamps, verdicts
+from slimllm_nb.reproduce.claims import PaperError
+from slimllm_nb.reproduce.profiles import Profile, ProfileError, load_profile, run_folder
 
 SET_BY_RUNNER = {"profile": "--profile", "output_folder": "the environment variable SLIMLLM_NB_RUNS"}
 
@@ -38,12 +40,14 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
     options = _parse(arguments)
     try:
-        profile = load_profile(options.profile)
+        own = options.profile.endswith(".yaml")  # a path: the notebooks run in another folder
+        chosen = str(Path(options.profile).absolute()) if own else options.profile
+        profile = load_profile(chosen)
         notebooks = _find_notebooks(options.notebooks)
-        parameters = _check_parameters(notebooks, options.parameters, profile)
+        parameters = _check_parameters(notebooks, options.parameters, chosen)
         # Also reads every notebook, module and claim: what is wrong with them is said now.
         digests = {name: stamps.digest(path, profile, parameters[name]) for name, path in notebooks.items()}
-    except (ProfileError, SettingError, stamps.NotebookError, paper.PaperError) as error:
+    except (ProfileError, SettingError, stamps.NotebookError, PaperError) as error:
         print(f"Nothing was run: {error}", file=sys.stderr)
         return 2
     folder = run_folder(profile.name)
@@ -54,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{line}: up to date")
                 continue
             print(f"{line} ...", flush=True)
-            seconds = _run(path, folder, parameters[name], digests[name])
+            seconds = _run(path, folder, profile.name, parameters[name], digests[name])
             print(f"{line}: {seconds:.1f} s", flush=True)
         return _conclude(list(notebooks), folder, profile)
     except RunError as error:
@@ -67,7 +71,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m slimllm_nb.reproduce", description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="embedded", help="a file of data/profiles (default: embedded)")
+    parser.add_argument(
+        "--profile",
+        default="embedded",
+        help="a file of data/profiles (default: embedded), or the path of a .yaml file of your own",
+    )
     parser.add_argument(
         "-p",
         dest="parameters",
@@ -87,7 +95,7 @@ def _find_notebooks(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def _check_parameters(notebooks: dict[str, Path], given: list[str], profile: Profile) -> dict[str, dict]:
+def _check_parameters(notebooks: dict[str, Path], given: list[str], profile_argument: str) -> dict[str, dict]:
     """What each notebook is started with: the profile, and of what was given what its parameters cell knows.
 
     The cells are read by hand: papermill takes seconds to import and only warns of an unknown parameter.
@@ -96,7 +104,7 @@ def _check_parameters(notebooks: dict[str, Path], given: list[str], profile: Pro
     for name in known:
         if "profile" not in known[name]:
             raise SettingError(f"{notebooks[name]}: its parameters cell has no profile")
-    values = {"profile": profile.name}
+    values: dict[str, object] = {"profile": profile_argument}
     for text in given:
         parameter, equals, value = text.partition("=")
         if not equals:
@@ -125,7 +133,7 @@ def _typed(text: str, value: str, defaults: list) -> object:
     return parsed
 
 
-def _run(path: Path, folder: Path, parameters: dict, digest: str) -> float:
+def _run(path: Path, folder: Path, profile: str, parameters: dict, digest: str) -> float:
     """Run one notebook in a kernel of its own, check what it left and stamp it; returns the seconds it took."""
     name = path.stem
     executed, partial, failed = (folder / f"{stem}.ipynb" for stem in (name, f".{name}.partial", f"{name}.failed"))
@@ -139,7 +147,7 @@ def _run(path: Path, folder: Path, parameters: dict, digest: str) -> float:
     start, start_ns = time.perf_counter(), partial.stat().st_mtime_ns  # by the clock of the file system
     try:
         _execute(path, partial, failed, parameters)
-        _read_result(result, name, parameters["profile"], start_ns)
+        _read_result(result, name, profile, start_ns)
         partial.replace(executed)
     finally:
         partial.unlink(missing_ok=True)
@@ -227,23 +235,18 @@ def _conclude(names: list[str], folder: Path, profile: Profile) -> int:
     """Collect the results, print the verdicts, write the report; 1 when an expected claim was not shown to hold."""
     results = {name: _read_result(folder / "results" / f"{name}.json", name, profile.name) for name in names}
     metrics = {name: result["metrics"] for name, result in results.items()}
-    verdicts = [one for name in names for one in paper.judge(name, metrics[name], profile.name)]
+    judged = [one for name in names for one in verdicts.judge(name, metrics[name], profile.name)]
     seconds = {name: stamps.read_stamp(folder, name)["seconds"] for name in names}
-    judged = [{"id": one.id, "notebook": one.notebook, **paper.row(one)} for one in verdicts]
-    content = {"profile": profile.name, "seconds": seconds, "metrics": metrics, "verdicts": judged}
-    paper.write_text(folder / "results.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    rows = [{"id": one.id, "notebook": one.notebook, **verdicts.row(one)} for one in judged]
+    content = {"profile": profile.name, "seconds": seconds, "metrics": metrics, "verdicts": rows}
+    write_text(folder / "results.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     report = folder / "report"
     for name in names:
-        if not (report / f"{name}.html").exists():
-            pages.write_page(folder / f"{name}.ipynb", report / f"{name}.html")
-    pages.write_index(report / "index.html", profile, seconds, verdicts)
-    print(f"\n{paper.text_table(verdicts, list(paper.WIDTHS))}\n\n{pages.summary(verdicts)}")
+        pages.write_page_once(folder / f"{name}.ipynb", report / f"{name}.html")
+    pages.write_index(report / "index.html", profile, seconds, judged)
+    print(f"\n{verdicts.text_table(judged, list(verdicts.WIDTHS))}\n\n{pages.summary(judged)}")
     print(f"Report: {report / 'index.html'}", flush=True)
-    failing = [one for one in verdicts if one.fails_run]
+    failing = [one for one in judged if one.fails_run]
     for one in failing:
         print(f"FAILED: {one.notebook}: {one.claim}: {one.verdict} (measured: {one.measured})", file=sys.stderr)
     return 1 if failing else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from slimllm_nb.checks import require_fitting, require_llama
+from slimllm_nb.export.stock import fill_attention
+from slimllm_nb.files import replacing
+from slimllm_nb.llama import queries_per_key_value_head, require_fitting, require_llama
 from slimllm_nb.modeling import SlimLlamaAttention, SlimLlamaConfig
-from slimllm_nb.stock import fill_attention, queries_per_key_value_head
 
 ARCHITECTURE = "deci"
 FILE_TYPES = {
@@ -59,10 +60,8 @@ def write_gguf(
     if tokenizer is not None:
         require_fitting(model, tokenizer)
         vocabulary = _byte_level_bpe(tokenizer)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    writer = gguf.GGUFWriter(partial, ARCHITECTURE)
-    try:
+    with replacing(path) as partial:
+        writer = gguf.GGUFWriter(partial, ARCHITECTURE)
         attentions = [_even(layer.self_attn, model.config) for layer in model.model.layers]
         _write_settings(writer, model, attentions, FILE_TYPES[dtype][1])
         _write_vocabulary(writer, tokenizer, vocabulary, pre_tokenizer, model.config)
@@ -74,9 +73,6 @@ def write_gguf(
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -1,4 +1,4 @@
-"""What a model is worth and what it weighs: perplexity and parameters (paper section 5.1)."""
+"""What a model is worth: perplexity (paper section 5.1)."""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from slimllm_nb.llama import require_length
 
 
 def token_blocks(
@@ -43,8 +45,9 @@ def perplexity(
 ) -> float:
     """exp of the mean negative log-likelihood of tokens 2 to the last of every block, in float32, summed in float64.
 
-    Errors: ValueError when it is not finite.
+    Errors: ValueError when it is not finite, and for blocks longer than the model's limit.
     """
+    require_length(model, blocks.shape[1], "a block")
     total = 0.0
     batches = blocks.split(batch_size)
     for batch in tqdm(batches, desc="perplexity", disable=not progress, leave=False):
@@ -55,11 +58,3 @@ def perplexity(
     if not math.isfinite(mean):
         raise ValueError(f"the model's mean negative log-likelihood is {mean}: its weights or logits are not finite")
     return math.exp(mean)
-
-
-def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Exact numbers of parameters: of the whole model (tied weights once) and of its decoder layers alone."""
-    return {
-        "model": sum(p.numel() for p in model.parameters()),
-        "decoder": sum(p.numel() for p in model.model.layers.parameters()),
-    }

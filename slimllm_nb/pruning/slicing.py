@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from slimllm_nb.llama import head_columns, key_value_owner
 from slimllm_nb.modeling import SlimLlamaConfig, SlimLlamaForCausalLM
 
 
@@ -20,18 +21,6 @@ class Affine:
 
 
 NOT_FITTED = Affine()
-
-
-def head_columns(kept_heads: Int[Tensor, "kept"], head_dim: int) -> Int[Tensor, "columns"]:
-    """Positions of the kept heads' values in the (heads * head_dim) axis."""
-    return (kept_heads[:, None] * head_dim + torch.arange(head_dim, device=kept_heads.device)).flatten()
-
-
-def key_value_owner(attention: nn.Module) -> Int[Tensor, "heads"]:
-    """The key/value head that each query head reads."""
-    key_value_heads = attention.k_proj.out_features // attention.head_dim
-    counts = getattr(attention, "uneven_groups", None) or [attention.num_key_value_groups] * key_value_heads
-    return torch.repeat_interleave(torch.tensor(counts)).to(attention.q_proj.weight.device)
 
 
 def sliced_projection(projection: nn.Linear, kept: Int[Tensor, "kept"], affine: Affine) -> dict[str, Tensor]:

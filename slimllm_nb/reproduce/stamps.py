@@ -7,16 +7,23 @@ and every file it left is there, it need not run again. Nothing here imports wha
 import ast
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import slimllm_nb
-from slimllm_nb import paper
-from slimllm_nb.profiles import PROFILES, ROOT, Profile
+from slimllm_nb.files import ROOT, write_text
+from slimllm_nb.reproduce.claims import load_claims
+from slimllm_nb.reproduce.profiles import Profile
 
 PACKAGE = Path(slimllm_nb.__file__).parent
 LOCK = ROOT / "requirements.lock"
 DATA = ROOT / "data"
+# What a module reads of data/: profiles and claims go into a digest by themselves.
+READS = {
+    "reproduce/claims.py": "paper/*.csv",
+    "evaluation/zeroshot.py": "tasks/*.[py]*",
+    "reproduce/kept.py": "zeroshot/*.json",
+}
 PARAMETERS = "parameters"
 
 
@@ -47,40 +54,72 @@ def read_parameters(path: Path) -> dict[str, object]:
 
 def digest(path: Path, profile: Profile, parameters: dict[str, object]) -> str:
     """SHA-256 over all that a notebook depends on: its code and text, the package's modules that it imports (and those
-    that they import), the profile, its parameters, its claims, the rest of data/ and the locked versions."""
+    that they import), the files of data/ that these read, the profile, its parameters, its claims, the locked versions.
+    """
     cells = read_cells(path)
     total = hashlib.sha256()
-    claims = [claim.model_dump(mode="json") for claim in paper.load_claims(path.stem, profile.name)]
+    claims = [claim.model_dump(mode="json") for claim in load_claims(path.stem, profile.name)]
     values = [[cell["cell_type"], cell["metadata"].get("tags", []), cell["source"]] for cell in cells]
     total.update(json.dumps([values, profile.model_dump(mode="json"), parameters, claims], sort_keys=True).encode())
-    for file in sorted({LOCK, *_data_files(), *_modules(path, cells)}):
-        content = file.read_bytes()
-        total.update(f"{file.name} {len(content)}\n".encode() + content)
+    _add_files(total, {LOCK, *_used_by_cells(path, cells)})
     return total.hexdigest()
 
 
-def _data_files() -> list[Path]:
-    """data/ without profiles and claims, of which only what concerns the notebook goes in, and without prose."""
-    files = [path for path in DATA.rglob("*") if path.is_file() and path.suffix not in {".md", ".pyc"}]
-    return [path for path in files if path.parent != PROFILES and path != paper.CLAIMS]
+def code_digest(modules: Iterable[str]) -> str:
+    """SHA-256 over these modules ("a.b": slimllm_nb.a.b), all that they import from the package, and what they read."""
+    total = hashlib.sha256()
+    _add_files(total, _used(modules))
+    return total.hexdigest()
 
 
-def _modules(path: Path, cells: list[dict]) -> set[Path]:
-    """The package's files that a notebook's cells import, and all that those import in turn."""
-    found: set[Path] = set()
-    waiting = []
+def _add_files(total, files: set[Path]) -> None:
+    for file in sorted(files):
+        content = file.read_bytes()
+        total.update(f"{file.name} {len(content)}\n".encode() + content)
+
+
+def _used_by_cells(path: Path, cells: list[dict]) -> set[Path]:
+    """The package's files that a notebook's cells import, all that those import in turn, and what they read."""
+    imported = []
     for number, cell in enumerate(cells):
         if cell["cell_type"] == "code":
             try:
-                waiting += _imports(_parse(cell["source"]))
+                imported += _imports(_parse(cell["source"]))
             except SyntaxError as error:
                 raise NotebookError(f"{path}: cell {number} is not valid Python: {error}") from error
+    return _used(imported)
+
+
+def _used(modules: Iterable[str]) -> set[Path]:
+    """The files of these modules ("a.b": slimllm_nb.a.b), of all that they import, and what they read."""
+    found: set[Path] = set()
+    waiting = [file for module in modules for file in _files(module)]
     while waiting:
-        module = PACKAGE / f"{waiting.pop()}.py"
-        if module.is_file() and module not in found:
-            found.add(module)
-            waiting += _imports(ast.parse(module.read_text(encoding="utf-8")))
+        file = waiting.pop()
+        if file in found:
+            continue
+        found.add(file)
+        if file.suffix == ".py":
+            imported = _imports(ast.parse(file.read_text(encoding="utf-8")))
+            waiting += [other for module in imported for other in _files(module)]
+        if file.is_relative_to(PACKAGE):
+            pattern = READS.get(file.relative_to(PACKAGE).as_posix())
+            waiting += [other for other in DATA.glob(pattern or "") if other.is_file()] if pattern else []
     return found
+
+
+def _files(module: str) -> Iterator[Path]:
+    """The files that importing "a.b.c" runs: of each package on the way its __init__.py, and the module itself."""
+    folder = PACKAGE
+    yield folder / "__init__.py"
+    for part in filter(None, module.split(".")):
+        if (folder / f"{part}.py").is_file():
+            yield folder / f"{part}.py"
+            return
+        folder /= part
+        if not (folder / "__init__.py").is_file():
+            return
+        yield folder / "__init__.py"
 
 
 def _parse(source: str) -> ast.Module:
@@ -93,17 +132,17 @@ def _parse(source: str) -> ast.Module:
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:
-    """Names after `slimllm_nb.` in import statements anywhere; some may be functions rather than modules."""
-    yield "__init__"
+    """What stands after `slimllm_nb.` in import statements anywhere; the last part may be a function, not a module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(filter(None, ["slimllm_nb" if node.level else "", node.module]))
-            names = [f"{base}.{alias.name}" for alias in node.names] + [base]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        yield from (name.split(".")[1] for name in names if name.startswith("slimllm_nb."))
+        yield from (
+            name.removeprefix("slimllm_nb").lstrip(".") for name in names if f"{name}.".startswith("slimllm_nb.")
+        )
 
 
 def stamp_file(folder: Path, notebook: str) -> Path:
@@ -119,22 +158,26 @@ def read_stamp(folder: Path, notebook: str) -> dict | None:
 
 
 def write_stamp(folder: Path, notebook: str, value: str, start_ns: int, seconds: float) -> None:
-    """Stamp a notebook, with the size of every file in the run folder that was written since it started.
+    """Stamp a notebook, with size and time of every file in the run folder that was written since it started.
 
     Not the stamps: the one before may be as young as the start, by a file system's clock of some milliseconds.
     """
     stamps = stamp_file(folder, notebook).parent
     files = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_mtime_ns >= start_ns]
-    files = [path for path in files if path.parent != stamps]
-    outputs = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(files)}
+    outputs = {path.relative_to(folder).as_posix(): _state(path) for path in sorted(files) if path.parent != stamps}
     content = {"digest": value, "seconds": seconds, "outputs": outputs}
-    paper.write_text(stamp_file(folder, notebook), json.dumps(content, indent=1))
+    write_text(stamp_file(folder, notebook), json.dumps(content, indent=1))
 
 
 def up_to_date(folder: Path, notebook: str, value: str) -> bool:
-    """Whether the notebook ran with the same digest and all it wrote is still there in full size."""
+    """Whether the notebook ran with the same digest and nothing that it wrote is gone or was changed since."""
     stamp = read_stamp(folder, notebook)
     if stamp is None or stamp["digest"] != value:
         return False
-    paths = [(folder / name, size) for name, size in stamp["outputs"].items()]
-    return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+    return all((path := folder / name).is_file() and _state(path) == state for name, state in stamp["outputs"].items())
+
+
+def _state(path: Path) -> list[int]:
+    """Size and time of the last change: an edit that keeps the size shows too, and no gigabyte is hashed."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]

@@ -9,8 +9,8 @@ import random
 import re
 from collections.abc import Iterator
 
-from slimllm_nb.downloads import cached_file
-from slimllm_nb.sources import load_texts
+from slimllm_nb.sources.downloads import cached_file
+from slimllm_nb.sources.texts import load_texts
 
 CHOICES = 4
 ANALOGIES = "questions-words.txt"

@@ -45,7 +45,6 @@ class PruningReport(BaseModel):
     alpha: float
     target_parameters: float | None
     target_of: str | None
-    attempts: int  # prunings it took to meet the target
     model: PartReport
     decoder: PartReport
     layers: list[LayerReport]

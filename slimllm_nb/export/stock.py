@@ -10,11 +10,11 @@ import copy
 from itertools import product
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from slimllm_nb.checks import require_llama
 from slimllm_nb.evaluation import count_parameters
+from slimllm_nb.llama import head_columns, queries_per_key_value_head, require_llama
 
 OWN_SETTINGS = ("queries_per_key_value_head", "o_proj_bias", "down_proj_bias", "per_layer_config")
 
@@ -75,13 +75,6 @@ def padding_cost(model: LlamaForCausalLM, stock: LlamaForCausalLM) -> str:
     )
 
 
-def queries_per_key_value_head(attention: nn.Module) -> list[int]:
-    """For every key/value head of the layer, in order, how many query heads read it."""
-    key_value_heads = attention.k_proj.out_features // attention.head_dim
-    uneven = getattr(attention, "uneven_groups", None)
-    return uneven or [attention.num_key_value_groups] * key_value_heads
-
-
 def _stock_heads(groups: list[list[int]], hidden_size: int) -> tuple[int, int]:
     """The cheapest (heads, key/value heads) that hold every layer; a group of 1 and hidden_size heads always do."""
 
@@ -107,16 +100,11 @@ def fill_attention(source: nn.Module, target: nn.Module, counts: list[int], grou
             places += [slot * group + i for i in range(min(group, count - start))]
             owners.append(owner)
             slot += 1
-    queries, keys = _columns(places, dim), _columns(range(slot), dim)
+    queries, keys = head_columns(places, dim), head_columns(range(slot), dim)
     _fill(target.q_proj, source.q_proj, rows=queries)
     for name in ("k_proj", "v_proj"):
-        _fill(getattr(target, name), getattr(source, name), rows=keys, source_rows=_columns(owners, dim))
+        _fill(getattr(target, name), getattr(source, name), rows=keys, source_rows=head_columns(owners, dim))
     _fill(target.o_proj, source.o_proj, columns=queries)
-
-
-def _columns(heads, dim: int) -> Tensor:
-    """Positions of these heads' values in the (heads * head_dim) axis."""
-    return (torch.tensor(list(heads))[:, None] * dim + torch.arange(dim)).flatten()
 
 
 def _fill(target: nn.Linear, source: nn.Linear, rows=None, columns=None, source_rows=None) -> None:

@@ -198,6 +198,8 @@ def _pip_problem(wheel: Wheel, output: str) -> str:
 
 
 def _disk_problem(folder: Path, error: OSError | SafetensorError) -> str:
+    if isinstance(error, OSError) and error.errno is None:  # not the system's: transformers raises OSError for its own
+        return f"cannot make the files of the cache folder {folder}: {error}. Nothing broken was kept"
     remedy = f"set {CACHE_VARIABLE} to a folder that can be written to"
     if DISK_FULL in str(error):
         remedy = f"free about 1 GB there or set {CACHE_VARIABLE} to a folder on another disk"

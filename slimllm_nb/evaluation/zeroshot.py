@@ -17,9 +17,10 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from slimllm_nb.checks import require_fitting, require_llama
+from slimllm_nb.files import ROOT
+from slimllm_nb.llama import require_fitting, require_llama
 
-TASK_FOLDER = Path(__file__).resolve().parent.parent / "data" / "tasks"
+TASK_FOLDER = ROOT / "data" / "tasks"
 LOCAL = ("analogies", "continuation")  # need no hub
 PAPER = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 

@@ -7,7 +7,8 @@ from typing import Annotated, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-ROOT = Path(__file__).resolve().parent.parent
+from slimllm_nb.files import ROOT
+
 PROFILES = ROOT / "data" / "profiles"
 
 Corpus = Literal["news", "wikipedia"]
@@ -60,18 +61,19 @@ class Profile(_Settings):
 
 
 def load_profile(name: str) -> Profile:
-    """The profile data/profiles/<name>.yaml.
+    """The profile data/profiles/<name>.yaml, or the one in a file of your own, when `name` is a path to a .yaml file.
 
-    Errors: ProfileError for an unknown name (lists the allowed ones) and for an invalid file (names the file, each
-    setting, what was found and what is allowed).
+    Errors: ProfileError for an unknown name (lists the allowed ones), a file that is not there, and an invalid file
+    (names the file, each setting, what was found and what is allowed).
     """
     allowed = sorted(path.stem for path in PROFILES.glob("*.yaml"))
-    if name not in allowed:
-        raise ProfileError(f"unknown profile {name!r}; allowed: {', '.join(allowed)}")
-    path = PROFILES / f"{name}.yaml"
+    path = Path(name) if name.endswith(".yaml") else PROFILES / f"{name}.yaml"
+    if not path.is_file():
+        own = f"no file {path}" if name.endswith(".yaml") else f"unknown profile {name!r}"
+        raise ProfileError(f"{own}; allowed: {', '.join(allowed)}, or the path of a .yaml file of your own")
     profile = read_validated(path, Profile, ProfileError)
-    if profile.name != name:
-        raise ProfileError(f"{path}: name is {profile.name!r}; it must be {name!r}, as the file is called")
+    if profile.name != path.stem:
+        raise ProfileError(f"{path}: name is {profile.name!r}; it must be {path.stem!r}, as the file is called")
     return profile
 
 

@@ -12,14 +12,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM
 
-from slimllm_nb import calibration, ratios
-from slimllm_nb.budget import TOLERANCE, find_ratio, layer_widths
+from slimllm_nb import calibration, channels, ratios
 from slimllm_nb.evaluation import count_parameters
-from slimllm_nb.layers import ChannelScore, HeadScore, LayerPruner, PrunedLayer
-from slimllm_nb.report import PartReport, PruningReport
-from slimllm_nb.slicing import assemble
-
-MAX_ATTEMPTS = 4  # prunings to meet a parameter target where key/value heads are shared
+from slimllm_nb.llama import require_length, require_llama
+from slimllm_nb.pruning.budget import check_met, check_target, plan_target
+from slimllm_nb.pruning.layer import ChannelScore, HeadScore, LayerPruner, PrunedLayer, parameters
+from slimllm_nb.pruning.report import PartReport, PruningReport
+from slimllm_nb.pruning.slicing import assemble
 
 
 @torch.no_grad()
@@ -45,8 +44,8 @@ def prune(
     """Prune a LLaMA; returns a new, smaller model and a report. `model` is left as it is.
 
     pruning_ratio: mean ratio over the pruned layers, from 0 (an identical model) up to, not including, 1. Or
-    target_parameters: the share of the parameters of `target_of` ("model" or "decoder") to be left, above 0 up to 1;
-    the ratio that meets it within 0.3 points is searched for.
+    target_parameters: the share of the parameters of `target_of` ("model" or "decoder") to be left, above 0 up to 1,
+    met within 0.3 points: channels make up what whole heads leave (budget.plan_target).
     pruned_layers, alpha: see ratios.allocate; greedy: heads.select_heads; keep_lowest: channels.select_channels.
     recover: fit the linear regression and fold it in (paper section 4.3).
     head_score(attention, covariance), channel_score(mlp, statistics): scores in the place of the paper's, higher = more
@@ -54,13 +53,12 @@ def prune(
     similarity: layer_similarities(model, input_ids), when it is known already: saves one forward pass.
     batch_size: samples at a time. activation_bytes: a layer's activations are kept up to this size.
 
-    Errors: ValueError naming the setting or the layer: a setting out of range, a target that no ratio meets, an
-    architecture that is not LLaMA's, activations that are not finite.
+    Errors: ValueError naming the setting or the layer: a setting out of range, a target out of reach, an
+    architecture that is not LLaMA's, samples longer than the model's limit, activations that are not finite.
     """
     start = time.perf_counter()
-    _check(model, input_ids, pruning_ratio, target_parameters, batch_size)
-    # All settings are checked before the first forward pass.
-    ratios.allocate(torch.zeros(len(model.model.layers)), pruning_ratio or 0.0, pruned_layers, alpha)
+    _check(model, input_ids, pruning_ratio, target_parameters, target_of, keep_lowest, batch_size)
+    ratios.allocate(torch.zeros(len(model.model.layers)), pruning_ratio or 0.0, pruned_layers, alpha)  # checks them
     pruner = LayerPruner(greedy, keep_lowest, recover, head_score, channel_score, batch_size, activation_bytes)
     if similarity is None:
         similarity = layer_similarities(model, input_ids, batch_size=batch_size, progress=progress)
@@ -68,38 +66,23 @@ def prune(
     def allocation(ratio: float) -> Tensor:
         return ratios.allocate(similarity, ratio, pruned_layers, alpha)
 
-    attempts, losses, total = 1, [0] * len(similarity), count_parameters(model)
-    while True:
-        if target_parameters is not None:
-            pruning_ratio = find_ratio(allocation, model, target_parameters, target_of, losses, shift=recover)
-        layers = _prune_layers(pruner, model, input_ids, allocation(pruning_ratio), similarity, progress)
-        pruned = assemble(model, [layer.tensors for layer in layers], [layer.overrides for layer in layers])
-        left = count_parameters(pruned)
-        if target_parameters is None or abs(left[target_of] / total[target_of] - target_parameters) <= TOLERANCE:
-            break
-        # Grouped queries: which key/value heads lost their last query head is known only now.
-        if attempts == MAX_ATTEMPTS:
-            raise ValueError(
-                f"target_parameters is {target_parameters} of the {target_of}; after {attempts} prunings "
-                f"{left[target_of] / total[target_of]:.4f} are left, which is not within {TOLERANCE}: whole key/value "
-                f"heads come and go with the ratio. Change the target a little, or pruned_layers or alpha"
-            )
-        attempts += 1
-        losses = [
-            before.key_value_heads - after.key_value_heads
-            for before, after in zip(
-                map(layer_widths, model.model.layers), map(layer_widths, pruned.model.layers), strict=True
-            )
-        ]
+    removals = None
+    if target_parameters is not None:
+        plan = plan_target(allocation, model, target_parameters, target_of, shift=recover)
+        pruning_ratio, removals = plan.pruning_ratio, plan.removals
+    layers = _prune_layers(pruner, model, input_ids, allocation(pruning_ratio), removals, similarity, progress)
+    pruned = assemble(model, [layer.tensors for layer in layers], [layer.overrides for layer in layers])
+    before, after = count_parameters(model), count_parameters(pruned)
+    if target_parameters is not None:
+        check_met(target_parameters, target_of, after[target_of] / before[target_of])
     report = PruningReport(
         pruning_ratio=pruning_ratio,
         pruned_layers=pruned_layers,
         alpha=alpha,
         target_parameters=target_parameters,
         target_of=None if target_parameters is None else target_of,
-        attempts=attempts,
-        model=PartReport(before=total["model"], after=left["model"]),
-        decoder=PartReport(before=total["decoder"], after=left["decoder"]),
+        model=PartReport(before=before["model"], after=after["model"]),
+        decoder=PartReport(before=before["decoder"], after=after["decoder"]),
         layers=[layer.report for layer in layers],
         seconds=time.perf_counter() - start,
     )
@@ -135,9 +118,14 @@ def _prune_layers(
     model: LlamaForCausalLM,
     input_ids: Tensor,
     layer_ratios: Tensor,
+    removals: list[float] | None,
     similarity: Tensor,
     progress: bool,
 ) -> list[PrunedLayer]:
+    """Layer after layer, each on what comes out of the pruned ones before it.
+
+    removals: parameters that each layer is to lose; what one could not give, or gave too much, the next one settles.
+    """
     hidden = torch.cat([calibration.embed(model, batch) for batch in input_ids.split(pruner.batch_size)])
     contexts: dict[int, dict] = {}  # the same for every layer; the last batch may be smaller
 
@@ -146,23 +134,27 @@ def _prune_layers(
             contexts[len(batch)] = calibration.layer_context(model, batch)
         return contexts[len(batch)]
 
-    layers = list(zip(model.model.layers, layer_ratios.tolist(), similarity.tolist(), strict=True))
-    return [
-        pruner(layer, hidden, context, ratio, similar, index)
-        for index, (layer, ratio, similar) in enumerate(
-            tqdm(layers, desc="pruning", unit="layer", disable=not progress, leave=False)
-        )
-    ]
+    pruned, carried = [], 0.0
+    bar = tqdm(model.model.layers, desc="pruning", unit="layer", disable=not progress, leave=False)
+    for index, (layer, ratio) in enumerate(zip(bar, layer_ratios.tolist(), strict=True)):
+        removal = None if removals is None or ratio == 0 else removals[index] + carried
+        done = pruner(layer, hidden, context, ratio, removal, similarity[index].item(), index)
+        if removal is not None:
+            carried = removal - (parameters(layer.state_dict()) - parameters(done.tensors))
+        pruned.append(done)
+    return pruned
 
 
-def _check(model, input_ids, pruning_ratio, target_parameters, batch_size) -> None:
-    architecture = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if architecture not in ("llama", "slim_llama"):
-        raise ValueError(f"the model's architecture is {architecture!r}; allowed: 'llama' (and what prune() returns)")
+def _check(model, input_ids, pruning_ratio, target_parameters, target_of, keep_lowest, batch_size) -> None:
+    """All settings, before the first forward pass."""
+    require_llama(model)
     if (pruning_ratio is None) == (target_parameters is None):
         raise ValueError(
             f"pruning_ratio is {pruning_ratio} and target_parameters is {target_parameters}: give exactly one of them"
         )
+    if target_parameters is not None:
+        check_target(target_parameters, target_of)
+    channels.check_keep_lowest(keep_lowest)
     if input_ids.ndim != 2 or input_ids.numel() == 0 or input_ids.is_floating_point():
         raise ValueError(
             f"input_ids is {input_ids.dtype} of shape {tuple(input_ids.shape)}; allowed: integers, (samples, length)"
@@ -172,5 +164,6 @@ def _check(model, input_ids, pruning_ratio, target_parameters, batch_size) -> No
             f"input_ids holds tokens {input_ids.min()} to {input_ids.max()}; allowed: 0 to "
             f"{model.config.vocab_size - 1}: the tokenizer does not fit the model"
         )
+    require_length(model, input_ids.shape[1], "a calibration sample")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; allowed: at least 1")

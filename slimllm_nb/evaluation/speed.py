@@ -1,51 +1,19 @@
-"""What pruning buys: multiply-accumulates and cache bytes per token, bytes on disk, and measured speed (Table 3)."""
+"""What pruning buys: measured speed (paper Table 3)."""
 
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import pandas
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM
 
-from slimllm_nb.checks import require_llama
+from slimllm_nb.llama import require_llama
 
 FIRST_TOKEN = "time to first token (s)"
 TOKENS_PER_SECOND = "tokens per second"
-
-
-def macs_per_token(model: LlamaForCausalLM, context: int = 128) -> int:
-    """Multiply-accumulates for one token that attends to `context` tokens, itself among them.
-
-    Every weight of a linear layer counts once (the output head too, whether its weights are tied or not), attention
-    twice context * heads * head_dim per layer (scores, weighted sum). Not counted, as usual: norms, rotation, softmax,
-    biases, and looking up the embedding. Errors: ValueError for an architecture other than LLaMA's.
-    """
-    require_llama(model)
-    linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
-    attention = sum(2 * context * layer.self_attn.q_proj.out_features for layer in model.model.layers)
-    return linear + attention
-
-
-def key_value_bytes_per_token(model: LlamaForCausalLM) -> int:
-    """Bytes that one token takes in the KV cache: keys and values of the heads that each layer has left.
-
-    Errors: ValueError for an architecture other than LLaMA's.
-    """
-    require_llama(model)
-    widths = [layer.self_attn.k_proj.out_features + layer.self_attn.v_proj.out_features for layer in model.model.layers]
-    return sum(widths) * model.dtype.itemsize
-
-
-def bytes_on_disk(folder: str | Path) -> int:
-    """Size of a checkpoint's weight files. Errors: FileNotFoundError when the folder has none."""
-    files = list(Path(folder).glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{folder} has no *.safetensors file")
-    return sum(path.stat().st_size for path in files)
 
 
 @torch.no_grad()

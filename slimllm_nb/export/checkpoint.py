@@ -13,9 +13,10 @@ from typing import NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers import __version__ as transformers_version
 
-from slimllm_nb.checks import require_fitting, require_llama
 from slimllm_nb.evaluation import count_parameters
-from slimllm_nb.report import PruningReport
+from slimllm_nb.llama import require_fitting, require_llama
+from slimllm_nb.pruning.report import PruningReport
+from slimllm_nb.sources.embedded import CONVERTED
 
 CARD = "README.md"
 REPORT = "pruning_report.json"
@@ -40,7 +41,7 @@ def save_checkpoint(
     *,
     report: PruningReport | None = None,
     results: Iterable[Mapping] | None = None,
-    base_model: str = "embedded",
+    base_model: str | None = None,
     licence: str | None = None,
     max_shard_size: str = "5GB",
 ) -> Path:
@@ -48,7 +49,8 @@ def save_checkpoint(
 
     report: what prune() returned; goes into the model card and, whole, into pruning_report.json. results: rows of a
     table of measurements (mappings with the same keys, or a DataFrame). base_model: "embedded", a hub id, or a local
-    folder, of which only the name is told. licence: the base model's, as the hub writes it; known for "embedded".
+    folder, of which only the name is told; None: where the model says that it was loaded from. licence: the base
+    model's, as the hub writes it; known for "embedded".
     max_shard_size: weights above it are split into several files. The model's dtype is kept.
 
     The folder appears whole or not at all; a checkpoint that was there before is replaced.
@@ -63,7 +65,7 @@ def save_checkpoint(
     if folder.exists() and not (folder.is_dir() and ((folder / CONFIG).exists() or not any(folder.iterdir()))):
         raise FileExistsError(f"{folder} exists and holds no checkpoint; give another folder, or remove it")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    card = model_card(model, report, results, _base(base_model, licence))
+    card = model_card(model, report, results, _base(base_model or model.config.name_or_path, licence))
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True) as name:
         partial = Path(name) / "new"
         model.save_pretrained(partial, max_shard_size=max_shard_size)
@@ -83,6 +85,7 @@ def model_card(
 ) -> str:
     """The README.md of a checkpoint, in the form that model hubs read."""
     hub_id = [] if base.name.count("/") != 1 else [f"base_model: {base.name}"]
+    known = base.name or "not known"
     head = ["---", *hub_id, f"license: {base.licence}", "library_name: transformers"]
     head += ["pipeline_tag: text-generation", "tags: [llama, pruning, structured-pruning, slimllm]", "---"]
     parameters = count_parameters(model)["model"]
@@ -90,9 +93,9 @@ def model_card(
     dtype = str(model.dtype).removeprefix("torch.")
     lines = [
         *head,
-        f"# {base.name.rpartition('/')[2]}" + (", pruned with SlimLLM" if report else ""),
+        f"# {base.name.rpartition('/')[2] or 'A LLaMA'}" + (", pruned with SlimLLM" if report else ""),
         "",
-        f"{parameters:,} parameters, {decimal(size)}B in {dtype}. Base model: {base.name}; licence of the base model, "
+        f"{parameters:,} parameters, {decimal(size)}B in {dtype}. Base model: {known}; licence of the base model, "
         f"which holds for this one too: {base.licence}.",
         "",
     ]
@@ -175,10 +178,10 @@ def _pruning(model: PreTrainedModel, report: PruningReport) -> list[str]:
 
 
 def _base(base_model: str, licence: str | None) -> BaseModel:
-    if base_model == "embedded":
+    if base_model == "embedded" or Path(base_model).name == CONVERTED:
         return BaseModel(EMBEDDED.name, licence or EMBEDDED.licence)
     # A folder's place on this machine is nobody else's business.
-    name = Path(base_model).resolve().name if Path(base_model).exists() else base_model
+    name = Path(base_model).resolve().name if base_model and Path(base_model).exists() else base_model
     return BaseModel(name, licence or "other")
 
 

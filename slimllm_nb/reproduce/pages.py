@@ -4,14 +4,16 @@ Formulas are turned into MathML, which browsers draw by themselves, and pictures
 script, no style sheet and no font from anywhere else.
 """
 
+import hashlib
 import html
 import platform
 import re
 from importlib import metadata
 from pathlib import Path
 
-from slimllm_nb.paper import CLOSE, FAILS, HOLDS, NOT_RUN, WIDTHS, Verdict, write_text
-from slimllm_nb.profiles import Profile
+from slimllm_nb.files import write_text
+from slimllm_nb.reproduce.profiles import Profile
+from slimllm_nb.reproduce.verdicts import AGREES, CLOSE, DIFFERS, FAILS, HOLDS, NOT_RUN, WIDTHS, Verdict
 
 PACKAGES = ["slimllm-nb", "torch", "transformers", "safetensors", "numpy"]
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -31,8 +33,15 @@ math[display=block] { margin: .6rem 0; overflow-x: auto; }
 """
 
 
-def write_page(executed: Path, page: Path) -> None:
-    """An executed notebook as one HTML file."""
+def write_page_once(executed: Path, page: Path) -> None:
+    """The page of an executed notebook, unless it stands there, made from this notebook by this code."""
+    made_from = hashlib.sha256(Path(__file__).read_bytes() + executed.read_bytes()).hexdigest()
+    if not page.exists() or made_from not in page.read_text(encoding="utf-8")[-200:]:
+        write_page(executed, page, made_from)
+
+
+def write_page(executed: Path, page: Path, made_from: str = "") -> None:
+    """An executed notebook as one HTML file, with `made_from` in a comment at its end."""
     import nbformat
     from nbconvert import HTMLExporter
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -59,7 +68,8 @@ def write_page(executed: Path, page: Path) -> None:
     body, _ = exporter.from_notebook_node(notebook)
     body = re.sub(r'href="([\w-]+)\.ipynb', r'href="\1.html', body)  # the notebooks' links to each other
     colours = HtmlFormatter().get_style_defs(".highlight")
-    write_text(page, _document(executed.stem, f'<nav><a href="index.html">All notebooks</a></nav>\n{body}', colours))
+    document = _document(executed.stem, f'<nav><a href="index.html">All notebooks</a></nav>\n{body}', colours)
+    write_text(page, f"{document}<!-- {made_from} -->\n")
 
 
 def to_mathml(latex: str, display: str) -> str:
@@ -103,13 +113,15 @@ An asterisk marks a claim whose failure makes the run fail.</p>
 
 def summary(verdicts: list[Verdict]) -> str:
     """How many claims came out how, in one line."""
-    counts = {kind: sum(one.verdict == kind for one in verdicts) for kind in (HOLDS, FAILS, CLOSE, NOT_RUN)}
+    counts = {
+        kind: sum(one.verdict == kind for one in verdicts) for kind in (HOLDS, FAILS, AGREES, DIFFERS, CLOSE, NOT_RUN)
+    }
     listed = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     return f"{len(verdicts)} claims: {listed}." if verdicts else "No claim was judged."
 
 
 def _verdict_row(one: Verdict) -> str:
-    kind = {HOLDS: "holds", FAILS: "fails"}.get(one.verdict, "open")
+    kind = {HOLDS: "holds", AGREES: "holds", FAILS: "fails", DIFFERS: "fails"}.get(one.verdict, "open")
     claim = one.claim + (" *" if one.expected else "")
     cells = [claim, f"{one.source}: {one.paper}", one.measured, one.tolerance]
     return f'<tr>{"".join(f"<td>{html.escape(cell)}</td>" for cell in cells)}<td class="{kind}">{one.verdict}</td></tr>'

@@ -1,0 +1,23 @@
+"""Running the notebooks and judging the paper's claims: what notebooks ask for.
+
+Light on purpose: the runner finds out that there is nothing to do within a second.
+"""
+
+from slimllm_nb.reproduce.claims import PaperError, load_claims, published
+from slimllm_nb.reproduce.profiles import Profile, ProfileError, load_profile, run_folder
+from slimllm_nb.reproduce.verdicts import Verdict, judge, print_verdicts, save_results, verdict_table
+
+__all__ = [
+    "PaperError",
+    "Profile",
+    "ProfileError",
+    "Verdict",
+    "judge",
+    "load_claims",
+    "load_profile",
+    "print_verdicts",
+    "published",
+    "run_folder",
+    "save_results",
+    "verdict_table",
+]

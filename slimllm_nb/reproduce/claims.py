@@ -1,0 +1,88 @@
+"""The paper's published numbers and its claims, as data/paper holds them."""
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
+
+from slimllm_nb.files import ROOT
+from slimllm_nb.reproduce.profiles import read_validated
+
+if TYPE_CHECKING:  # pandas takes seconds to import, which the runner would spend on finding that nothing is to do
+    import pandas
+
+PAPER = ROOT / "data" / "paper"
+CLAIMS = PAPER / "claims.yaml"
+
+
+class PaperError(ValueError):
+    """A table that does not exist, an invalid claims.yaml, or a metric that is not a finite number."""
+
+
+class Claim(BaseModel):
+    """One claim of the paper and how it is measured: `left` is less than, more than or within a tolerance of `right`.
+
+    margin: relative to |right|. For less and more, what is closer than that is too close to call; for within, it is
+    the tolerance, unless `absolute` gives one in the metric's own unit.
+    one_seed: the metrics come from one draw of calibration samples, which cannot show that a difference between methods
+    is more than chance: the verdict says so, and whether the difference is the claimed one.
+    profiles: those it applies to (None: all); expected: those whose run fails when it does not hold.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    notebook: str
+    claim: str
+    source: str
+    paper: str
+    left: str
+    right: str | float
+    relation: Literal["less", "more", "within"]
+    margin: float | None = Field(default=None, ge=0)
+    absolute: float | None = Field(default=None, ge=0)
+    one_seed: bool = False
+    profiles: list[str] | None = None
+    expected: list[str] = []
+
+    @model_validator(mode="after")
+    def _one_tolerance(self):
+        if (self.margin is None) == (self.absolute is None):
+            raise ValueError("give either margin (relative) or absolute")
+        if self.profiles is not None and not set(self.expected) <= set(self.profiles):
+            raise ValueError("expected names a profile that profiles does not")
+        return self
+
+    @property
+    def tolerance(self) -> str:
+        """As it is printed: the same on every machine."""
+        size = f"{self.absolute:g}" if self.margin is None else f"{100 * self.margin:g} %"
+        if not self.margin and not self.absolute:
+            return "exact" if self.relation == "within" else self.relation
+        return f"± {size}" if self.relation == "within" else f"{self.relation} by {size}"
+
+
+class _Claims(RootModel):
+    root: list[Claim]
+
+    @model_validator(mode="after")
+    def _unique(self):
+        ids = [claim.id for claim in self.root]
+        if twice := sorted({name for name in ids if ids.count(name) > 1}):
+            raise ValueError(f"these ids occur twice: {', '.join(twice)}")
+        return self
+
+
+def published(table: str) -> "pandas.DataFrame":
+    """A table of the paper as published, e.g. "table1_llama7b"; PaperError for an unknown one."""
+    import pandas
+
+    allowed = sorted(path.stem for path in PAPER.glob("*.csv"))
+    if table not in allowed:
+        raise PaperError(f"unknown table {table!r}; allowed: {', '.join(allowed)}")
+    return pandas.read_csv(PAPER / f"{table}.csv")
+
+
+def load_claims(notebook: str, profile: str) -> list[Claim]:
+    """The claims that this notebook judges under this profile, in the order of claims.yaml."""
+    claims = read_validated(CLAIMS, _Claims, PaperError).root
+    return [one for one in claims if one.notebook == notebook and (one.profiles is None or profile in one.profiles)]

@@ -1,0 +1,50 @@
+"""What pruning gathers batch by batch is what the method's functions make of all tokens at once."""
+
+import pytest
+import torch
+
+from slimllm_nb import calibration, channels, heads, regression
+from slimllm_nb.pruning import prune
+
+SETTINGS = {"pruning_ratio": 0.5, "pruned_layers": 4, "alpha": 0.0, "progress": False}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch_size", [1, 5, 12])
+def test_the_first_layer_is_pruned_as_the_whole_forms_say(small_model, generator, batch_size):
+    input_ids = torch.randint(0, 101, (12, 10), generator=generator)
+    seen = {}
+
+    def watched(mlp, statistics):
+        scores = channels.importance_from_statistics(
+            statistics, mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight
+        )
+        seen.setdefault("importance", scores)
+        return scores
+
+    pruned, report = prune(small_model, input_ids, **SETTINGS, batch_size=batch_size, channel_score=watched)
+    layer, new, line = small_model.model.layers[0], pruned.model.layers[0], report.layers[0]
+    hidden = calibration.embed(small_model, input_ids)
+    x = calibration.head_inputs(layer, hidden, calibration.layer_context(small_model, hidden))
+    weight = layer.self_attn.o_proj.weight
+    kept = heads.select_heads(heads.head_covariance(x, weight), 4)
+    assert line.kept_heads == kept.tolist()
+    columns = torch.isin(torch.arange(8).repeat_interleave(4), kept)
+    scale, shift = regression.fit(x.flatten(1)[:, columns] @ weight[:, columns].T, x.flatten(1) @ weight.T)
+    torch.testing.assert_close(new.self_attn.o_proj.weight.double(), scale[:, None] * weight[:, columns].double())
+    torch.testing.assert_close(new.self_attn.o_proj.bias.double(), shift, rtol=1e-5, atol=1e-6)
+
+    after = hidden + new.self_attn.o_proj(x.flatten(1)[:, columns]).view_as(hidden)
+    inputs = calibration.mlp_inputs(layer, after)
+    activations = calibration.mlp_activations(layer, inputs)
+    mlp = layer.mlp
+    importance = channels.channel_importance(
+        inputs, activations, mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight
+    )
+    torch.testing.assert_close(seen["importance"], importance, rtol=1e-5, atol=0)
+    kept = channels.select_channels(importance, 40)
+    assert line.kept_channels == kept.tolist()
+    down = mlp.down_proj.weight
+    scale, shift = regression.fit(activations[:, kept] @ down[:, kept].T, activations @ down.T)
+    torch.testing.assert_close(new.mlp.down_proj.weight.double(), scale[:, None] * down[:, kept].double())
+    torch.testing.assert_close(new.mlp.down_proj.bias.double(), shift, rtol=1e-5, atol=1e-6)

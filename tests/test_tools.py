@@ -1,0 +1,87 @@
+"""The commands of tools/ and the setup script: where they write, what they keep, how they end."""
+
+import json
+import subprocess
+
+import gguf
+import pytest
+import torch
+
+import reference
+import write_gguf
+import zeroshot
+from slimllm_nb.files import ROOT
+from slimllm_nb.reproduce import kept
+from test_gguf_file import make
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLIMLLM_NB_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs" / "embedded"
+
+
+def test_gguf_keeps_the_dtype_and_looks_where_runs_are(runs, monkeypatch, capsys):
+    make("grouped").bfloat16().save_pretrained(runs / "model")
+    monkeypatch.setattr(write_gguf, "load_tokenizer", lambda folder: None)
+    assert write_gguf.main(["model"]) == 0
+    assert f"Written: {runs / 'model.gguf'}" in capsys.readouterr().out
+    kinds = {t.tensor_type for t in gguf.GGUFReader(runs / "model.gguf").tensors if len(t.shape) > 1}
+    assert kinds == {gguf.GGMLQuantizationType.BF16}
+    assert write_gguf.main(["nothing-here"]) == 2
+    assert "Nothing was written: no model" in capsys.readouterr().err
+
+
+def test_zeroshot_without_network_says_so(runs, monkeypatch, capsys):
+    def offline(*_, **__):
+        raise zeroshot.ZeroShotError("the task 'piqa' needs the Hugging Face hub")
+
+    monkeypatch.setattr(zeroshot, "load_model", lambda *_, **__: make("dense"))
+    monkeypatch.setattr(zeroshot, "draw_samples", lambda *_: torch.zeros(2, 8, dtype=torch.long))
+    monkeypatch.setattr(zeroshot, "zeroshot", offline)
+    assert zeroshot.main([]) == 2
+    assert capsys.readouterr().err == "Nothing was written: the task 'piqa' needs the Hugging Face hub\n"
+    assert zeroshot.main(["--profile", "nope"]) == 2
+    assert "Nothing was written: unknown profile 'nope'" in capsys.readouterr().err
+    assert not runs.exists()
+
+
+def test_reference_keeps_what_a_run_left(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reference, "ROOT", tmp_path)
+    monkeypatch.setattr(reference, "ZEROSHOT", tmp_path / "zeroshot")
+    for folder in ("notebooks", "tests/reference"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("01_first", "02_second"):
+        (tmp_path / "notebooks" / f"{name}.ipynb").touch()
+    (tmp_path / "tests/reference/00_gone.json").touch()
+    (runs / "results").mkdir(parents=True)
+    (runs / "results" / "01_first.json").write_text('{"metrics": {"b": 1.0, "a": 2.0}}')
+    (runs / "zeroshot.json").write_text('{"rows": []}')
+    assert reference.main() == 1
+    assert "Not run, reference left as it was: 02_second" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "tests/reference").iterdir()] == ["01_first.json"]
+    written = json.loads((tmp_path / "tests/reference/01_first.json").read_text())
+    assert written == {"profile": "embedded", "metrics": {"a": 2.0, "b": 1.0}}
+    assert (tmp_path / "zeroshot" / "embedded.json").read_text() == '{"rows": []}'
+
+
+def test_kept_accuracies_tell_whether_todays_code_made_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept, "ZEROSHOT", tmp_path)
+    assert kept.kept_zeroshot("embedded") is None
+    for code, current in ((kept.current_code(), True), ("0" * 64, False)):
+        (tmp_path / "embedded.json").write_text(json.dumps({"code": code, "rows": [{"model": "dense"}]}))
+        table, found = kept.kept_zeroshot("embedded")
+        assert (found, table.to_dict("records")) == (current, [{"model": "dense"}])
+
+
+def test_setup_refuses_an_environment_that_is_none(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "bin" / "python").chmod(0o755)
+    command = ["sh", "tools/setup.sh", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"setup: the active environment {tmp_path} has no Python 3.11 to 3.13; activate another one or none at all\n"
+    )
+    assert [path.name for path in tmp_path.rglob("*")] == ["bin", "python"]
