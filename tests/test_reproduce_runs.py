@@ -156,7 +156,8 @@ def test_an_interrupted_run_goes_on(number, workplace, tmp_path):
     )
     process = subprocess.Popen(workplace.script(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        wait_for(lambda: ready.exists() and ready.read_text())
+        wait_for(lambda: process.poll() is not None or (ready.exists() and ready.read_text()))
+        assert process.poll() is None, process.communicate()[1]
         process.send_signal(number)
         _, errors = process.communicate(timeout=PATIENCE)
     finally:

@@ -58,7 +58,7 @@ class Workplace:
         """The command as a process of its own; `after` is run at its end."""
         lines = [
             "import pathlib, sys",
-            "from slimllm_nb import paper, reproduce",
+            "from slimllm_nb.reproduce import claims, runner",
             f"claims.CLAIMS = pathlib.Path({str(self.claims)!r})",
             f"code = runner.main({['--notebooks', str(self.notebooks), *options]!r})",
             after,
