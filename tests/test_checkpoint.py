@@ -215,6 +215,9 @@ def test_a_card_names_no_other_model_than_the_one_that_was_pruned(tokenizer, tmp
     card = (save_checkpoint(pruned, tokenizer, tmp_path / "m", report=report) / "README.md").read_text()
     assert "# llama-of-mine, pruned with SlimLLM\n" in card and "Base model: llama-of-mine" in card
     assert "SmolLM2" not in card and "apache" not in card and str(tmp_path) not in card
+    pruned.config.name_or_path = str(tmp_path / "gone")
+    card = (save_checkpoint(pruned, tokenizer, tmp_path / "m", report=report) / "README.md").read_text()
+    assert "Base model: gone;" in card and str(tmp_path) not in card
     pruned.config.name_or_path = f"/cache/{CONVERTED}"  # as sources.load_model() leaves it
     card = (save_checkpoint(pruned, tokenizer, tmp_path / "m", report=report) / "README.md").read_text()
     assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\nlicense: apache-2.0\n" in card

@@ -180,8 +180,9 @@ def _pruning(model: PreTrainedModel, report: PruningReport) -> list[str]:
 def _base(base_model: str, licence: str | None) -> BaseModel:
     if base_model == "embedded" or Path(base_model).name == CONVERTED:
         return BaseModel(EMBEDDED.name, licence or EMBEDDED.licence)
-    # A folder's place on this machine is nobody else's business.
-    name = Path(base_model).resolve().name if base_model and Path(base_model).exists() else base_model
+    # A folder's place on this machine is nobody else's business, even where the folder is gone by now.
+    local = base_model and (Path(base_model).is_absolute() or Path(base_model).exists())
+    name = Path(base_model).resolve().name if local else base_model
     return BaseModel(name, licence or "other")
 
 

@@ -67,14 +67,19 @@ def load_profile(name: str) -> Profile:
     (names the file, each setting, what was found and what is allowed).
     """
     allowed = sorted(path.stem for path in PROFILES.glob("*.yaml"))
-    path = Path(name) if name.endswith(".yaml") else PROFILES / f"{name}.yaml"
+    path = Path(name) if is_path(name) else PROFILES / f"{name}.yaml"
     if not path.is_file():
-        own = f"no file {path}" if name.endswith(".yaml") else f"unknown profile {name!r}"
-        raise ProfileError(f"{own}; allowed: {', '.join(allowed)}, or the path of a .yaml file of your own")
+        wrong = f"no file {path}" if is_path(name) else f"unknown profile {name!r}"
+        raise ProfileError(f"{wrong}; allowed: {', '.join(allowed)}, or the path of a .yaml file of your own")
     profile = read_validated(path, Profile, ProfileError)
     if profile.name != path.stem:
         raise ProfileError(f"{path}: name is {profile.name!r}; it must be {path.stem!r}, as the file is called")
     return profile
+
+
+def is_path(name: str) -> bool:
+    """Whether a profile is given by the path of a file, not by the name of one in data/profiles."""
+    return name.endswith(".yaml")
 
 
 def run_folder(profile_name: str) -> Path:

@@ -23,7 +23,7 @@ import yaml
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.reproduce import pages, stamps, verdicts
 from slimllm_nb.reproduce.claims import PaperError
-from slimllm_nb.reproduce.profiles import Profile, ProfileError, load_profile, run_folder
+from slimllm_nb.reproduce.profiles import Profile, ProfileError, is_path, load_profile, run_folder
 
 SET_BY_RUNNER = {"profile": "--profile", "output_folder": "the environment variable SLIMLLM_NB_RUNS"}
 
@@ -40,8 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
     options = _parse(arguments)
     try:
-        own = options.profile.endswith(".yaml")  # a path: the notebooks run in another folder
-        chosen = str(Path(options.profile).absolute()) if own else options.profile
+        # The notebooks run in another folder than the command.
+        chosen = str(Path(options.profile).absolute()) if is_path(options.profile) else options.profile
         profile = load_profile(chosen)
         notebooks = _find_notebooks(options.notebooks)
         parameters = _check_parameters(notebooks, options.parameters, chosen)

@@ -102,9 +102,8 @@ def _used(modules: Iterable[str]) -> set[Path]:
         if file.suffix == ".py":
             imported = _imports(ast.parse(file.read_text(encoding="utf-8")))
             waiting += [other for module in imported for other in _files(module)]
-        if file.is_relative_to(PACKAGE):
-            pattern = READS.get(file.relative_to(PACKAGE).as_posix())
-            waiting += [other for other in DATA.glob(pattern or "") if other.is_file()] if pattern else []
+        if file.is_relative_to(PACKAGE) and (pattern := READS.get(file.relative_to(PACKAGE).as_posix())):
+            waiting += filter(Path.is_file, DATA.glob(pattern))
     return found
 
 
