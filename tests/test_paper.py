@@ -7,8 +7,8 @@ import pytest
 
 from slimllm_nb.reproduce import PaperError, claims, judge, published, save_results, verdicts
 from slimllm_nb.reproduce.claims import Claim
-from slimllm_nb.reproduce.profiles import read_validated
 from slimllm_nb.reproduce.verdicts import CLOSE, FAILS, HOLDS, NOT_RUN
+from slimllm_nb.settings import read_validated
 from test_ground import NOTEBOOKS
 
 PLAIN = {"id": "a", "notebook": "n", "claim": "A is lower", "source": "Table 6", "paper": "1 against 2", "left": "a"}

@@ -261,6 +261,7 @@ def dependent(workplace, tmp_path, monkeypatch):
         ("requirements.lock", {"01_first", "02_second", "03_third"}),
         ("data/paper/table5_ablation_alpha.csv", {"03_third"}),
         ("data/tasks/analogies.yaml", {"03_third"}),
+        ("data/corpora.yaml", {"03_third"}),
         ("slimllm_nb/sources/questions.py", {"03_third"}),  # imported by a task file alone
         ("data/zeroshot/embedded.json", set()),
         ("data/paper/README.md", set()),
@@ -302,7 +303,8 @@ def test_a_digest_follows_the_profile_and_the_code_and_not_the_outputs(dependent
         ("from slimllm_nb import ratios\ntext = ('%d'\n% 5)", {"ratios"}),
         (
             "from slimllm_nb.sources.articles import clean",
-            {"articles", "downloads", "embedded", "modeling", "models", "texts"},
+            {"articles", "corpora", "downloads", "embedded", "embedded_texts", "files", "hub", "modeling", "models"}
+            | {"settings", "texts"},
         ),
     ],
 )

@@ -14,7 +14,8 @@ from transformers import LlamaForCausalLM, MistralConfig
 
 from slimllm_nb import sources
 from slimllm_nb.sources import SourceError, articles, downloads, embedded, load_model, load_texts, load_tokenizer
-from slimllm_nb.sources import texts as corpora
+from slimllm_nb.sources import embedded_texts as corpora
+from slimllm_nb.sources.models import find_device
 
 SENTENCE = "The old lighthouse keeper climbed the stairs, lit the lamp and looked out over the sea."
 
@@ -380,3 +381,27 @@ def test_cut_text_file_is_cleaned_again(tmp_path):
     for other in (changed, {}, [], {"texts": 5, "sha256": ""}):
         damaged.write_text(json.dumps(other))
         assert corpora._read_texts(damaged) is None
+
+
+# --- devices, special tokens ------------------------------------------------------------------------------------------
+
+
+def test_the_device_is_found_or_refused(monkeypatch):
+    import torch as library
+
+    monkeypatch.setattr(library.accelerator, "current_accelerator", lambda **_: None)
+    assert find_device().type == find_device("cpu").type == "cpu"
+    with pytest.raises(SourceError, match="device is 'cuda', but PyTorch finds cpu alone"):
+        find_device("cuda")
+    monkeypatch.setattr(library.accelerator, "current_accelerator", lambda **_: library.device("cuda"))
+    assert find_device().type == "cuda" and find_device("cuda:1").index == 1
+    with pytest.raises(SourceError, match="finds cpu and cuda"):
+        find_device("mps")
+
+
+def test_what_looks_like_a_special_token_is_read_as_text_where_asked():
+    read, split = (load_tokenizer(split_special_tokens=value) for value in (False, True))
+    text = "a <|im_start|> b"
+    assert len(read(text)["input_ids"]) < len(split(text)["input_ids"])
+    assert split.decode(split(text)["input_ids"]) == text
+    assert read("plain text")["input_ids"] == split("plain text")["input_ids"]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 
 from slimllm_nb.files import ROOT
-from slimllm_nb.reproduce.profiles import read_validated
+from slimllm_nb.settings import read_validated
 
 if TYPE_CHECKING:  # pandas takes seconds to import, which the runner would spend on finding that nothing is to do
     import pandas

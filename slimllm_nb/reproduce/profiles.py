@@ -2,67 +2,179 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, model_validator
 
+from slimllm_nb.corpora import EMBEDDED, CorpusError, TextSource, find_corpus
 from slimllm_nb.files import ROOT
+from slimllm_nb.settings import Settings, read_validated
 
 PROFILES = ROOT / "data" / "profiles"
-
-Corpus = Literal["news", "wikipedia"]
-Model = TypeVar("Model", bound=BaseModel)
 
 
 class ProfileError(ValueError):
     """A profile that does not exist, or a file that is not a valid one."""
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Calibration(_Settings):
+class Calibration(Settings):
     """The samples that importance is measured on: `num_samples` windows of `length` tokens (paper section 5.1)."""
 
-    corpus: Corpus
+    corpus: str
     num_samples: int = Field(ge=1)
     length: int = Field(ge=2)
 
 
-class Evaluation(_Settings):
-    """Perplexity over blocks of `block_length` tokens, `max_tokens` of each corpus's held-out half at most."""
+class Evaluation(Settings):
+    """Perplexity over blocks of `block_length` tokens, `max_tokens` of each corpus at most (null: all)."""
 
-    corpora: Annotated[list[Corpus], Field(min_length=1)]
+    corpora: Annotated[list[str], Field(min_length=1)]
     block_length: int = Field(ge=2)
-    max_tokens: int = Field(ge=2)
+    max_tokens: int | None = Field(default=None, ge=2)
 
 
-class Setting(_Settings):
-    """One amount of pruning (see ratios.allocate) and the folder in the run folder that keeps the pruned model."""
+class ZeroShot(Settings):
+    """Zero-shot tasks of lm-evaluation-harness; limit: the first so many questions of each (null: all).
 
-    pruning_ratio: float = Field(ge=0, lt=1)
+    kept: too long to run along, so measured by `make zeroshot` and kept in data/zeroshot. add_bos_token: whether a
+    beginning-of-sequence token stands in front of every question (null: as the tokenizer does by itself).
+    """
+
+    tasks: Annotated[list[str], Field(min_length=1)]
+    limit: int | None = Field(default=None, ge=1)
+    kept: bool = False
+    add_bos_token: bool | None = None
+
+
+class Setting(Settings):
+    """One amount of pruning and the folder in the run folder that keeps the pruned model.
+
+    Either pruning_ratio (see ratios.allocate) or target_parameters (the share of the parameters of `target_of` that is
+    to be left; see prune).
+    """
+
+    pruning_ratio: float | None = Field(default=None, ge=0, lt=1)
+    target_parameters: float | None = Field(default=None, gt=0, le=1)
+    target_of: Literal["model", "decoder"] = "model"
     pruned_layers: int = Field(ge=0)
     alpha: float = Field(allow_inf_nan=False)
     checkpoint: str = Field(pattern=r"^[\w-]+$")
 
+    @model_validator(mode="after")
+    def _one_amount(self):
+        if (self.pruning_ratio is None) == (self.target_parameters is None):
+            raise ValueError("give either pruning_ratio or target_parameters")
+        return self
 
-class Profile(_Settings):
-    """What one run of the notebooks works with. `settings` is keyed by the percentage removed: "20", "50"."""
+    @property
+    def arguments(self) -> dict:
+        """The keyword arguments of prune()."""
+        shared = {"pruned_layers": self.pruned_layers, "alpha": self.alpha}
+        if self.target_parameters is None:
+            return {"pruning_ratio": self.pruning_ratio, **shared}
+        return {"target_parameters": self.target_parameters, "target_of": self.target_of, **shared}
 
-    name: str
+    def mean_ratio(self, layers: int) -> float:
+        """The mean ratio over the pruned layers; for a target, about what it takes (prune() plans it exactly)."""
+        if self.pruning_ratio is not None:
+            return self.pruning_ratio
+        return min(0.9, (1 - self.target_parameters) * layers / max(self.pruned_layers, 1))
+
+
+class Published(Settings):
+    """The paper's rows for this model: a table of data/paper (or the path of a CSV file with the same columns).
+
+    dense, method: the names of the rows. parameters_removed: by setting, the share of the model's parameters.
+    """
+
+    table: str
+    source: str
+    dense: str
+    method: str = "SlimLLM"
+    parameters_removed: dict[str, float] = Field(default_factory=dict)
+
+
+class Cost(Settings):
+    """What cannot be seen before the download: the model's parameters, and the size of its files in GB."""
+
+    parameters: int = Field(ge=1)
+    download_gb: float = Field(ge=0)
+
+
+class Profile(Settings):
+    """What one run of the notebooks works with. `settings` is keyed by the percentage removed: "20", "50".
+
+    model: "embedded", a folder, or a hub id at `revision`. device: "auto" (a GPU where there is one), "cpu", "cuda",
+    "cuda:1". dtype: of the weights ("auto": the checkpoint's own). split_special_tokens: see sources.load_tokenizer.
+    texts: corpora of your own by name.
+    """
+
+    name: str = Field(pattern=r"^[\w.-]+$")
     description: str
     model: str
+    revision: str | None = None
+    split_special_tokens: bool = False
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu(:\d+)?)$")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "float32"
     seed: int = Field(ge=0)
+    texts: dict[str, TextSource] = Field(default_factory=dict)
     calibration: Calibration
     evaluation: Evaluation
+    zeroshot: ZeroShot | None = None
     settings: dict[str, Setting] = Field(min_length=1)
+    published: Published | None = None
+    cost: Cost | None = None
+
+    @model_validator(mode="after")
+    def _corpora_apart(self):
+        for corpus in {self.calibration.corpus, *self.evaluation.corpora}:
+            try:
+                find_corpus(corpus, self.texts)
+            except CorpusError as error:
+                raise ValueError(str(error)) from error
+        both = {self.calibration.corpus} & set(self.evaluation.corpora) - (set(EMBEDDED) - set(self.texts))
+        if both:
+            raise ValueError(
+                f"{', '.join(both)} is calibrated on and evaluated on: name two corpora (the embedded ones are split "
+                "into halves by document)"
+            )
+        checkpoints = [setting.checkpoint for setting in self.settings.values()]
+        if len(set(checkpoints)) < len(checkpoints):
+            raise ValueError(f"each setting needs a checkpoint folder of its own; found {', '.join(checkpoints)}")
+        return self
+
+    @property
+    def loading(self) -> dict:
+        """The keyword arguments of sources.load_model."""
+        return {"revision": self.revision, "dtype": self.dtype, "device": self.device}
+
+    @property
+    def tokenizing(self) -> dict:
+        """The keyword arguments of sources.load_tokenizer."""
+        return {"revision": self.revision, "split_special_tokens": self.split_special_tokens}
+
+    @property
+    def mildest(self) -> str:
+        """The key of the setting that removes least: "20"."""
+        return min(self.settings, key=_percent)
+
+    @property
+    def strongest(self) -> str:
+        """The key of the setting that removes most: "50". The same as `mildest` where there is one setting."""
+        return max(self.settings, key=_percent)
+
+
+def _percent(key: str) -> float:
+    try:
+        return float(key)
+    except ValueError:
+        return 0.0
 
 
 def load_profile(name: str) -> Profile:
     """The profile data/profiles/<name>.yaml, or the one in a file of your own, when `name` is a path to a .yaml file.
 
+    Paths in a file of your own (model, texts, published table) are relative to it.
     Errors: ProfileError for an unknown name (lists the allowed ones), a file that is not there, and an invalid file
     (names the file, each setting, what was found and what is allowed).
     """
@@ -74,7 +186,28 @@ def load_profile(name: str) -> Profile:
     profile = read_validated(path, Profile, ProfileError)
     if profile.name != path.stem:
         raise ProfileError(f"{path}: name is {profile.name!r}; it must be {path.stem!r}, as the file is called")
-    return profile
+    return _with_paths(profile, path.resolve().parent)
+
+
+def _with_paths(profile: Profile, folder: Path) -> Profile:
+    """Relative paths made absolute: the notebooks run elsewhere. What is no file or folder there is a hub id."""
+    changes: dict = {}
+    if (folder / profile.model).is_dir():
+        changes["model"] = str(folder / profile.model)
+    texts = {}
+    for name, source in profile.texts.items():
+        if source.files is not None:
+            texts[name] = source.model_copy(update={"files": [str(folder / one) for one in source.files]})
+        elif (folder / source.dataset).is_dir():
+            texts[name] = source.model_copy(update={"dataset": str(folder / source.dataset)})
+        else:
+            texts[name] = source
+    if texts:
+        changes["texts"] = texts
+    if profile.published and profile.published.table.endswith(".csv"):
+        table = str(folder / profile.published.table)
+        changes["published"] = profile.published.model_copy(update={"table": table})
+    return profile.model_copy(update=changes)
 
 
 def is_path(name: str) -> bool:
@@ -85,17 +218,3 @@ def is_path(name: str) -> bool:
 def run_folder(profile_name: str) -> Path:
     """Where a run of this profile leaves what came out: $SLIMLLM_NB_RUNS, or runs/ in the repository, / profile."""
     return Path(os.environ.get("SLIMLLM_NB_RUNS") or ROOT / "runs").resolve() / profile_name
-
-
-def read_validated(path: Path, model: type[Model], error: type[Exception]) -> Model:
-    """A YAML file as `model`; raises `error` with the file, and per wrong setting what was found and is allowed."""
-    try:
-        return model.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as problem:
-        raise error(f"{path} is not valid YAML: {problem}") from problem
-    except ValidationError as problem:
-        lines = [
-            f"{'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']} (found {one['input']!r})"
-            for one in problem.errors()
-        ]
-        raise error(f"{path} is not valid:\n  " + "\n  ".join(lines)) from problem

@@ -20,6 +20,7 @@ LOCK = ROOT / "requirements.lock"
 DATA = ROOT / "data"
 # What a module reads of data/: profiles and claims go into a digest by themselves.
 READS = {
+    "corpora.py": "corpora.yaml",
     "reproduce/claims.py": "paper/*.csv",
     "evaluation/zeroshot.py": "tasks/*.[py]*",
     "reproduce/kept.py": "zeroshot/*.json",

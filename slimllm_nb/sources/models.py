@@ -1,51 +1,104 @@
 """Models and tokenizers: the embedded one, a local folder or a hub id."""
 
+from pathlib import Path
+
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from slimllm_nb.sources import embedded
 from slimllm_nb.sources.downloads import SourceError
+from slimllm_nb.sources.hub import hub_error, local_copy
+
+EMBEDDED = "embedded"
 
 
-def load_model(model: str = "embedded", *, dtype: torch.dtype | str = torch.float32, device: str = "cpu"):
-    """A LLaMA in evaluation mode: "embedded", a folder with a checkpoint, or a hub id.
+def find_device(device: str = "auto") -> torch.device:
+    """ "auto": the machine's accelerator where there is one, else the CPU. SourceError for one that is not there."""
+    if device == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    wanted = torch.device(device)
+    there = torch.accelerator.current_accelerator(check_available=True)
+    if wanted.type != "cpu" and (there is None or there.type != wanted.type):
+        found = "cpu alone" if there is None else f"cpu and {there.type}"
+        raise SourceError(f"device is {device!r}, but PyTorch finds {found}; allowed: auto, or one of these")
+    return wanted
 
-    dtype: of the weights; "auto": the checkpoint's own. Folders written by this project (model_type "slim_llama") load
-    as well. Raises SourceError for a checkpoint that is missing, damaged or incomplete, and for an architecture other
-    than LLaMA's.
+
+def load_model(
+    model: str = EMBEDDED,
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+):
+    """A LLaMA in evaluation mode: "embedded", a folder with a checkpoint, or a hub id (at `revision`).
+
+    dtype: of the weights; "auto": the checkpoint's own. device: see find_device. Folders written by this project
+    (model_type "slim_llama") load as well. Raises SourceError for a checkpoint that is missing, damaged or incomplete,
+    for an architecture other than LLaMA's, and for what the hub refuses (no network, no token, no such revision).
     """
-    if model == "embedded":
+    device = find_device(str(device))
+    # An accelerator gets the weights file by file; the CPU needs no help, and no accelerate.
+    place = {} if device.type == "cpu" else {"device_map": {"": device}}
+    if model == EMBEDDED:
         with embedded.no_progress_bars():
-            return AutoModelForCausalLM.from_pretrained(embedded.folder(embedded.WEIGHTS), dtype=dtype).to(device)
-    _require_llama(model)
+            folder = embedded.folder(embedded.WEIGHTS)
+            return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **place).eval()
+    path, options = _locate(model, revision)
+    _require_llama(model, path, options)
     try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, output_loading_info=True)
+        loaded, info = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, **place, **options
+        )
     except (OSError, ValueError, SafetensorError) as error:
-        raise SourceError(f"cannot load the model {model!r}: {error}") from error
+        raise _problem("model", model, path, revision, error) from error
     if info["missing_keys"]:  # transformers would go on with random numbers in their place
         missing = sorted(info["missing_keys"])
         raise SourceError(f"the checkpoint {model!r} lacks {len(missing)} weights, the first is {missing[0]}")
-    return loaded.to(device).eval()
+    return loaded.eval()
 
 
-def load_tokenizer(model: str = "embedded"):
-    """The tokenizer that belongs to `load_model(model)`. Raises SourceError when there is none."""
-    if model == "embedded":
-        return AutoTokenizer.from_pretrained(embedded.folder())
-    _require_llama(model)
+def load_tokenizer(model: str = EMBEDDED, *, revision: str | None = None, split_special_tokens: bool = False):
+    """The tokenizer that belongs to `load_model(model)`. Raises SourceError when there is none.
+
+    split_special_tokens: whether what looks like a special token in a text ("<unk>" in Penn Treebank) is read as the
+    characters it is made of, not as that token.
+    """
+    # Only where it is asked for: as a keyword it would be saved with the tokenizer.
+    special = {"split_special_tokens": True} if split_special_tokens else {}
+    if model == EMBEDDED:
+        return AutoTokenizer.from_pretrained(embedded.folder(), **special)
+    path, options = _locate(model, revision)
+    _require_llama(model, path, options)
     try:
-        return AutoTokenizer.from_pretrained(model)
+        return AutoTokenizer.from_pretrained(path, **options, **special)
     except (OSError, ValueError) as error:
-        raise SourceError(f"cannot load the tokenizer of {model!r}: {error}") from error
+        raise _problem("tokenizer", model, path, revision, error) from error
 
 
-def _require_llama(model: str) -> None:
+def _locate(model: str, revision: str | None) -> tuple[str, dict]:
+    """Where transformers is to look, and at which revision: a folder has none."""
+    path = model if Path(model).is_dir() else local_copy("models", model)
+    return path, {} if Path(path).is_dir() or revision is None else {"revision": revision}
+
+
+def _problem(what: str, model: str, path: str, revision: str | None, error: BaseException) -> SourceError:
+    if Path(path).is_dir():
+        return SourceError(f"cannot load the {what} {'of ' if what == 'tokenizer' else ''}{model!r}: {error}")
+    return hub_error("model", model, revision, error)
+
+
+def _require_llama(model: str, path: str, options: dict) -> None:
     """Refuse what is no LLaMA by its config, before any weight is read; register our own architecture if it is ours."""
     try:
-        config, _ = PreTrainedConfig.get_config_dict(model)
+        config, _ = PreTrainedConfig.get_config_dict(path, **options)
     except (OSError, ValueError) as error:
-        raise SourceError(f'no model {model!r}: give "embedded", a folder with a config.json, or a hub id') from error
+        if Path(path).is_dir() or Path(path).is_absolute() or path.count("/") > 1:
+            raise SourceError(
+                f'no model {model!r}: give "embedded", a folder with a config.json, or a hub id'
+            ) from error
+        raise hub_error("model", model, options.get("revision"), error) from error
     model_type = config.get("model_type")
     if model_type == "slim_llama":
         from slimllm_nb import modeling  # noqa: F401  importing it registers the architecture

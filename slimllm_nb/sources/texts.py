@@ -1,78 +1,96 @@
-"""The embedded texts: Lee's news documents and a shortened dump of the English Wikipedia.
+"""Documents of a corpus by its name: embedded, a data set of the hub, or files of your own."""
 
-Both are split by document into a calibration and a held-out half.
-"""
-
-import hashlib
 import json
+import random
+from collections.abc import Mapping
 from pathlib import Path
 
-from slimllm_nb.sources import articles
-from slimllm_nb.sources.downloads import SourceError, cache_folder, cached_file, changing_cache, partial_folder
+from slimllm_nb.corpora import EMBEDDED, CorpusError, TextSource, find_corpus
+from slimllm_nb.sources.downloads import SourceError
+from slimllm_nb.sources.embedded_texts import embedded_texts
+from slimllm_nb.sources.hub import hub_error, local_copy
 
-CORPORA = ("news", "wikipedia")
+CORPORA = EMBEDDED
 SPLITS = ("calibration", "held-out")
-
-NEWS = "lee_background.cor"
-WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+PASSAGE = 2000  # characters: enough for a window of 128 tokens
 
 
-def load_texts(corpus: str, split: str) -> list[str]:
-    """The documents of one half of an embedded corpus, in the corpus's own order, none twice.
+def load_texts(corpus: str, split: str, own: Mapping[str, TextSource] | None = None) -> list[str]:
+    """The documents of a corpus, in its own order.
 
-    corpus: "news" or "wikipedia"; split: "calibration" (documents 0, 2, 4, ...) or "held-out" (1, 3, 5, ...). The
-    halves share no document and are the same on every machine. News agencies send
-    a report again with a few words changed, so a held-out document more than half of whose sequences of 8 words stand
-    in calibration documents is left out. Raises SourceError for any other name.
+    corpus: an embedded one, one of data/corpora.yaml, or one of your `own` (a profile's `texts`). split: of the
+    embedded ones, which half (embedded_texts); the others are one split as they are, and are refused by a profile that
+    would both calibrate and evaluate on them. Raises SourceError for unknown names and for what cannot be loaded.
     """
-    if corpus not in CORPORA:
-        raise SourceError(f"unknown corpus {corpus!r}; allowed: {', '.join(CORPORA)}")
     if split not in SPLITS:
         raise SourceError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
-    documents = _news() if corpus == "news" else _wikipedia()
-    calibration, held_out = documents[::2], documents[1::2]
-    return calibration if split == "calibration" else _without_near_copies(held_out, calibration)
-
-
-def _without_near_copies(documents: list[str], seen: list[str], words: int = 8) -> list[str]:
-    """The documents less than half of whose sequences of 8 words occur in the `seen` ones."""
-
-    def sequences(document: str) -> set[tuple[str, ...]]:
-        parts = document.split()
-        return {tuple(parts[i : i + words]) for i in range(len(parts) - words + 1)}
-
-    known = set().union(*map(sequences, seen))
-    return [one for one in documents if 2 * len(sequences(one) & known) <= len(sequences(one))]
-
-
-def _news() -> list[str]:
-    """Lee's 300 news documents, one a line, without the 7 that occur before."""
-    lines = cached_file(NEWS).read_text(encoding="utf-8").splitlines()
-    return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-
-
-def _wikipedia() -> list[str]:
-    """The dump's articles as prose; cleaned once (8 s) and then read from a JSON file in the cache."""
-    path = cache_folder() / f"wikipedia-{articles.VERSION}.json"
-    if (texts := _read_texts(path)) is not None:
-        return texts
-    dump = cached_file(WIKIPEDIA)
-    with changing_cache(), partial_folder() as partial:
-        texts = [prose for _, prose in articles.read_articles(dump)]
-        content = {"sha256": _digest(texts), "texts": texts}
-        (partial / path.name).write_text(json.dumps(content, ensure_ascii=False, indent=0), encoding="utf-8")
-        (partial / path.name).replace(path)
-    return texts
-
-
-def _read_texts(path: Path) -> list[str] | None:
-    """The texts of a cached file; None where it is missing or damaged, which cleaning the dump again repairs."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content["texts"] if content["sha256"] == _digest(content["texts"]) else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there, not JSON, or JSON of another shape
-        return None
+        source = find_corpus(corpus, own)
+    except CorpusError as error:
+        raise SourceError(str(error)) from error
+    if source is None:
+        return embedded_texts(corpus, split)
+    documents = _from_files(source) if source.files else _from_dataset(source)
+    if not documents:
+        least = f" of at least {source.min_characters} characters" if source.min_characters else ""
+        raise SourceError(f"the corpus {corpus!r} has no document{least}: {source.files or source.dataset}")
+    return documents
 
 
-def _digest(texts: list[str]) -> str:
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+def _from_dataset(source: TextSource) -> list[str]:
+    """One column of one split; empty rows stay (the paper's perplexity joins them with the others)."""
+    import datasets
+    import pyarrow.compute as compute
+
+    path = source.dataset if Path(source.dataset).is_dir() else local_copy("datasets", source.dataset)
+    options = {} if Path(path).is_dir() else {"revision": source.revision}
+    if source.data_files:
+        options["data_files"] = {source.split: source.data_files}
+    try:
+        rows = datasets.load_dataset(path, source.config, split=source.split, **options)
+    except Exception as error:  # no network shows itself as one of many kinds
+        raise hub_error("data set", source.dataset, source.revision, error) from error
+    if source.column not in rows.column_names:
+        raise SourceError(
+            f"the data set {source.dataset!r} has no column {source.column!r}; it has: {', '.join(rows.column_names)}"
+        )
+    texts = rows.data.column(source.column)
+    if source.min_characters:
+        texts = texts.filter(compute.greater_equal(compute.utf8_length(texts), source.min_characters))
+    return texts.take(_thinned(len(texts), source)).to_pylist()
+
+
+def _from_files(source: TextSource) -> list[str]:
+    documents = [document for name in source.files for document in _read(Path(name), source.column)]
+    documents = [one for one in documents if len(one) >= max(source.min_characters, 1)]
+    return [documents[index] for index in _thinned(len(documents), source)]
+
+
+def _thinned(count: int, source: TextSource) -> list[int]:
+    """All of them, or max_documents at random, in their own order."""
+    if source.max_documents is None or count <= source.max_documents:
+        return list(range(count))
+    return sorted(random.Random(0).sample(range(count), source.max_documents))
+
+
+def _read(path: Path, column: str) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".txt":
+            return _passages(text)
+        return [json.loads(line)[column] for line in text.splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"cannot read the text file {path}: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"{path} must hold one JSON object with {column!r} a line: {error!r}") from error
+
+
+def _passages(text: str) -> list[str]:
+    """Whole paragraphs, put together until there are PASSAGE characters; what is left at the end is one more."""
+    passages, paragraphs = [], []
+    for paragraph in filter(str.strip, text.split("\n\n")):
+        paragraphs.append(paragraph.strip("\n"))
+        if sum(map(len, paragraphs)) >= PASSAGE:
+            passages.append("\n\n".join(paragraphs))
+            paragraphs = []
+    return passages + (["\n\n".join(paragraphs)] if paragraphs else [])

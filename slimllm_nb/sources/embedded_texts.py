@@ -1,0 +1,71 @@
+"""The embedded texts: Lee's news documents and a shortened dump of the English Wikipedia.
+
+Both are split by document into a calibration and a held-out half.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from slimllm_nb.sources import articles
+from slimllm_nb.sources.downloads import cache_folder, cached_file, changing_cache, partial_folder
+
+NEWS = "lee_background.cor"
+WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+
+
+def embedded_texts(corpus: str, split: str) -> list[str]:
+    """The documents of one half of an embedded corpus, in the corpus's own order, none twice.
+
+    corpus: "news" or "wikipedia"; split: "calibration" (documents 0, 2, 4, ...) or "held-out" (1, 3, 5, ...). The
+    halves share no document and are the same on every machine. News agencies send
+    a report again with a few words changed, so a held-out document more than half of whose sequences of 8 words stand
+    in calibration documents is left out.
+    """
+    documents = _news() if corpus == "news" else _wikipedia()
+    calibration, held_out = documents[::2], documents[1::2]
+    return calibration if split == "calibration" else _without_near_copies(held_out, calibration)
+
+
+def _without_near_copies(documents: list[str], seen: list[str], words: int = 8) -> list[str]:
+    """The documents less than half of whose sequences of 8 words occur in the `seen` ones."""
+
+    def sequences(document: str) -> set[tuple[str, ...]]:
+        parts = document.split()
+        return {tuple(parts[i : i + words]) for i in range(len(parts) - words + 1)}
+
+    known = set().union(*map(sequences, seen))
+    return [one for one in documents if 2 * len(sequences(one) & known) <= len(sequences(one))]
+
+
+def _news() -> list[str]:
+    """Lee's 300 news documents, one a line, without the 7 that occur before."""
+    lines = cached_file(NEWS).read_text(encoding="utf-8").splitlines()
+    return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+
+
+def _wikipedia() -> list[str]:
+    """The dump's articles as prose; cleaned once (8 s) and then read from a JSON file in the cache."""
+    path = cache_folder() / f"wikipedia-{articles.VERSION}.json"
+    if (texts := _read_texts(path)) is not None:
+        return texts
+    dump = cached_file(WIKIPEDIA)
+    with changing_cache(), partial_folder() as partial:
+        texts = [prose for _, prose in articles.read_articles(dump)]
+        content = {"sha256": _digest(texts), "texts": texts}
+        (partial / path.name).write_text(json.dumps(content, ensure_ascii=False, indent=0), encoding="utf-8")
+        (partial / path.name).replace(path)
+    return texts
+
+
+def _read_texts(path: Path) -> list[str] | None:
+    """The texts of a cached file; None where it is missing or damaged, which cleaning the dump again repairs."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content["texts"] if content["sha256"] == _digest(content["texts"]) else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there, not JSON, or JSON of another shape
+        return None
+
+
+def _digest(texts: list[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()

@@ -1,0 +1,96 @@
+"""The Hugging Face hub: a local folder in its place, and its errors in words that say what to do.
+
+$SLIMLLM_NB_HUB may name a folder laid out like the hub (models/<owner>/<name>, datasets/<owner>/<name>): what lies
+there is taken from there, which serves a machine without internet. The rest comes from the hub and its own cache.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager, nullcontext
+from pathlib import Path
+
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from slimllm_nb.sources.downloads import SourceError
+
+HUB_VARIABLE = "SLIMLLM_NB_HUB"
+NETWORK_ERRORS = {"ConnectError", "ConnectTimeout", "ReadTimeout", "ProxyError", "RemoteProtocolError", "ReadError"}
+
+
+def local_copy(kind: str, name: str) -> str:
+    """The folder of $SLIMLLM_NB_HUB that holds this hub id ("models" or "datasets"), or `name` as it is."""
+    folder = os.environ.get(HUB_VARIABLE)
+    if folder and (path := Path(folder).expanduser().absolute() / kind / name).is_dir():
+        return str(path)
+    return name
+
+
+@contextmanager
+def in_local_datasets() -> Iterator[None]:
+    """Inside it, `datasets` finds the hub ids that lie in $SLIMLLM_NB_HUB/datasets: it takes a folder of that name.
+
+    For libraries that call load_dataset themselves (lm-eval).
+    """
+    folder = Path(os.environ.get(HUB_VARIABLE, "")).expanduser().absolute() / "datasets"
+    with chdir(folder) if os.environ.get(HUB_VARIABLE) and folder.is_dir() else nullcontext():
+        yield
+
+
+def hub_error(what: str, name: str, revision: str | None, error: BaseException) -> SourceError:
+    """A SourceError that says what was asked for, what the hub answered and what to do."""
+    causes = list(_chain(error))
+    page = f"https://huggingface.co/{'datasets/' if what != 'model' else ''}{name}"
+
+    def met(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(one, kinds) for one in causes)
+
+    if met(GatedRepoError):
+        remedy = (
+            f"it is gated: accept its licence at {page}, then log in with `hf auth login` or set HF_TOKEN to a token "
+            "of that account (https://huggingface.co/settings/tokens)"
+        )
+    elif met(RevisionNotFoundError):
+        remedy = f"it has no revision {revision!r}: give a commit, tag or branch that {page} lists, or leave it out"
+    elif any(isinstance(one, OSError) and one.errno == errno.ENOSPC for one in causes) or _says(
+        causes, "No space left"
+    ):
+        remedy = "the disk is full: free some space, or set HF_HOME to a folder on another disk"
+    elif met(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError) or any(
+        type(one).__name__ in NETWORK_ERRORS for one in causes
+    ):
+        remedy = (
+            "the hub cannot be reached: check the network (and HF_HUB_OFFLINE), or set "
+            f"{HUB_VARIABLE} to a folder that holds it"
+        )
+    elif met(RepositoryNotFoundError):
+        remedy = f"there is none, or it is private and no token is set: look at {page}, set HF_TOKEN"
+    elif met(EntryNotFoundError):
+        remedy = f"a file of it is missing: look at {page}"
+    else:
+        remedy = "look at what the library said"
+    return SourceError(f"cannot load the {what} {name!r}: {remedy}. ({type(error).__name__}: {_first_line(error)})")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _says(causes: list[BaseException], text: str) -> bool:
+    return any(text in str(one) for one in causes)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else ""

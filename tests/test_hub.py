@@ -1,0 +1,80 @@
+"""What the hub refuses, in words that say what to do: the real client against a server that answers like the hub."""
+
+import http.server
+import json
+import subprocess
+import sys
+import threading
+
+import pytest
+
+ASK = """
+import sys
+from slimllm_nb.sources import SourceError, load_model, load_texts
+try:
+    load_model("owner/model", revision=sys.argv[1] or None) if sys.argv[2] == "model" else load_texts("ptb", "held-out")
+except SourceError as error:
+    print(error)
+"""
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers every request with the status and error code of `answers`, as the hub does."""
+
+    def do_GET(self):
+        code, error = self.server.answers
+        body = json.dumps({"error": error or "?"}).encode()
+        self.send_response(code)
+        if error:
+            self.send_header("X-Error-Code", error)
+            self.send_header("X-Error-Message", error)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_HEAD = do_POST = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+
+    def answer(answers, what="model", revision="", endpoint=f"http://127.0.0.1:{server.server_port}"):
+        server.answers = answers
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        monkeypatch.setenv("HF_HOME", str(tmp_path))
+        command = [sys.executable, "-c", ASK, revision, what]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    yield answer
+    server.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("answers", "revision", "message"),
+    [
+        ((403, "GatedRepo"), "", "it is gated: accept its licence at https://huggingface.co/owner/model, then log in"),
+        ((404, "RevisionNotFound"), "abc", "it has no revision 'abc': give a commit, tag or branch"),
+        ((401, "RepoNotFound"), "", "there is none, or it is private and no token is set"),
+    ],
+)
+def test_refused_by_the_hub(answers, revision, message, ask):
+    printed = ask(answers, revision=revision)
+    assert printed.startswith("cannot load the model 'owner/model': ") and message in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "name"), [("model", "owner/model"), ("data set", "ptb-text-only/ptb_text_only")])
+def test_without_network(what, name, ask):
+    printed = ask((404, None), what=what, endpoint="http://127.0.0.1:9")
+    assert printed.startswith(f"cannot load the {what} '{name}': the hub cannot be reached: check the network")
+    assert "SLIMLLM_NB_HUB" in printed
