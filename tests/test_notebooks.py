@@ -18,7 +18,7 @@ import nbformat
 import pytest
 
 from slimllm_nb import sources
-from slimllm_nb.reproduce import judge, load_claims
+from slimllm_nb.reproduce import judge, load_claims, load_profile
 from test_ground import NOTEBOOKS, ROOT
 
 REFERENCE = ROOT / "tests" / "reference"
@@ -166,18 +166,19 @@ def test_differences_of_metrics_are_named():
 
 def test_no_verdict_changes_within_the_tolerances():
     """Else a machine that rounds differently would pass here and fail where the verdicts are compared."""
+    embedded = load_profile("embedded")
     for path in REFERENCE.glob("*.json"):
         metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"]
-        expected = {one.id: one.verdict for one in judge(path.stem, metrics, "embedded")}
+        expected = {one.id: one.verdict for one in judge(path.stem, metrics, embedded)}
         allowed = {name: max(tolerance(name)["rel"] * abs(v), tolerance(name)["abs"]) for name, v in metrics.items()}
-        claims = {claim.id: claim for claim in load_claims(path.stem, "embedded")}
+        claims = {claim.id: claim for claim in load_claims(path.stem, embedded)}
         for signs in product((-1, 1), repeat=2):
             for claim in claims.values():
                 moved = dict(metrics)
                 for name, sign in zip((claim.left, claim.right), signs, strict=True):
                     if name in moved:
                         moved[name] += sign * allowed[name]
-                found = {one.id: one.verdict for one in judge(path.stem, moved, "embedded")}
+                found = {one.id: one.verdict for one in judge(path.stem, moved, embedded)}
                 assert found[claim.id] == expected[claim.id], (claim.id, signs)
 
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from slimllm_nb.reproduce import PaperError, claims, judge, published, save_results, verdicts
+from slimllm_nb.reproduce import PaperError, claims, judge, load_profile, published, save_results, verdicts
 from slimllm_nb.reproduce.claims import Claim
 from slimllm_nb.reproduce.verdicts import CLOSE, FAILS, HOLDS, NOT_RUN
 from slimllm_nb.settings import read_validated
@@ -135,7 +135,7 @@ def test_broken_claims_are_refused(text, message, monkeypatch, tmp_path):
     monkeypatch.setattr(claims, "CLAIMS", tmp_path / "claims.yaml")
     claims.CLAIMS.write_text(text)
     with pytest.raises(PaperError, match=message):
-        judge("n", {}, "embedded")
+        judge("n", {}, load_profile("embedded"))
 
 
 def test_results_are_saved_whole_or_not_at_all(tmp_path):

@@ -3,10 +3,12 @@
 import copy
 import io
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import pandas
@@ -19,6 +21,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from slimllm_nb.files import ROOT
 from slimllm_nb.llama import require_fitting, require_llama
+from slimllm_nb.sources.hub import in_local_datasets
 
 TASK_FOLDER = ROOT / "data" / "tasks"
 LOCAL = ("analogies", "continuation")  # need no hub
@@ -57,15 +60,19 @@ def zeroshot(
     tasks: Sequence[str] = LOCAL,
     *,
     limit: int | None = 100,
-    batch_size: int = 8,
+    batch_size: int | None = None,
+    add_bos_token: bool | None = None,
     task_folder: str | Path = TASK_FOLDER,
     progress: bool = True,
 ) -> pandas.DataFrame:
-    """One row per task: task, metric, accuracy, standard error, chance and questions.
+    """One row per task: task, metric, accuracy, standard error, chance, majority and questions.
 
     tasks: names of lm-eval's tasks or of YAML files in task_folder; LOCAL need no hub, PAPER are the paper's seven.
     Of any other task "acc" is shown, and no chance (NaN). limit: the first so many questions of each task (None: all);
-    standard error: lm-eval's, over the questions. The model stays where it is, in its dtype.
+    standard error: lm-eval's, over the questions; chance: one over the number of choices; majority: the accuracy of
+    always giving the answer that is right most often (0.6217 on BoolQ: a model below it has learnt nothing of use).
+    batch_size: questions at a time (8 on a CPU, 32 elsewhere). add_bos_token: whether a beginning-of-sequence token
+    stands in front of every question (None: as the tokenizer does). The model stays where it is, in its dtype.
 
     Errors: ValueError for an architecture other than LLaMA's or a tokenizer that does not fit; ZeroShotError for an
     unknown task, a task file that does not parse, a task that needs the hub when it cannot be reached, and a question
@@ -73,6 +80,7 @@ def zeroshot(
     """
     require_llama(model)
     require_fitting(model, tokenizer)
+    batch_size = (8 if model.device.type == "cpu" else 32) if batch_size is None else batch_size
     if not tasks or (limit is not None and limit < 1) or batch_size < 1:
         raise ValueError(
             f"tasks is {tasks!r}, limit {limit} and batch_size {batch_size}; "
@@ -81,19 +89,22 @@ def zeroshot(
     with _errors_only():
         loaded = {"tasks": _load_tasks(list(tasks), Path(task_folder)), "groups": {}, "group_map": {}}
         # lm-eval may give the tokenizer a padding token: a copy, so that the caller's stays as it is.
-        harness = _Harness(model, copy.deepcopy(tokenizer), batch_size, progress)
+        harness = _Harness(model, copy.deepcopy(tokenizer), batch_size, add_bos_token, progress)
         # lm-eval has no switch for some of its bars.
         with nullcontext() if progress else redirect_stderr(io.StringIO()):
             found = evaluate(harness, loaded, limit=limit, log_samples=False)
-    rows = [_row(task, found["results"][task], found["n-samples"][task]["effective"]) for task in tasks]
+    rows = []
+    for task in tasks:
+        questions = found["n-samples"][task]["effective"]
+        rows.append(_row(task, found["results"][task], _majority(loaded["tasks"][task], questions), questions))
     return pandas.DataFrame(rows)
 
 
 class _Harness(HFLM):
     """lm-eval's transformers model that refuses what is too long, instead of cutting it without a word."""
 
-    def __init__(self, model, tokenizer, batch_size: int, progress: bool):
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    def __init__(self, model, tokenizer, batch_size: int, add_bos_token: bool | None, progress: bool):
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=add_bos_token)
         self.progress = progress
 
     def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
@@ -104,7 +115,15 @@ class _Harness(HFLM):
             return super()._loglikelihood_tokens(requests, disable_tqdm or not self.progress, override_bs)
 
 
-def _row(task: str, result: dict, questions: int) -> dict:
+def _majority(task, questions: int) -> float:
+    """The share of the most frequent right answer among the questions asked."""
+    # Where the choices stand in the middle of the sentence (WinoGrande), lm-eval keeps the answer in the text's place.
+    answer = task.doc_to_text if task.multiple_input else task.doc_to_target
+    counts = Counter(str(answer(document)) for document in islice(task.eval_docs, questions))
+    return counts.most_common(1)[0][1] / questions
+
+
+def _row(task: str, result: dict, majority: float, questions: int) -> dict:
     row = ROWS.get(task, Row("acc", float("nan")))
     return {
         "task": task,
@@ -112,6 +131,7 @@ def _row(task: str, result: dict, questions: int) -> dict:
         "accuracy": result[f"{row.metric},none"],
         "standard error": result[f"{row.metric}_stderr,none"],
         "chance": row.chance,
+        "majority": majority,
         "questions": questions,
     }
 
@@ -128,7 +148,8 @@ def _load_tasks(names: list[str], folder: Path) -> dict:
     tasks = {}
     for name, one in managers.items():
         try:
-            tasks |= one.load([name])["tasks"]
+            with in_local_datasets():
+                tasks |= one.load([name])["tasks"]
         except Exception as error:  # no network shows itself as one of many kinds
             if name in files:
                 raise ZeroShotError(f"cannot make the questions of task {name!r}: {error}") from error

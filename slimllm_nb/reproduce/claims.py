@@ -4,18 +4,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 
-from slimllm_nb.files import ROOT
+from slimllm_nb.reproduce.profiles import Profile
+from slimllm_nb.reproduce.published import PAPER, PaperError, published_fields
 from slimllm_nb.settings import read_validated
 
 if TYPE_CHECKING:  # pandas takes seconds to import, which the runner would spend on finding that nothing is to do
     import pandas
 
-PAPER = ROOT / "data" / "paper"
 CLAIMS = PAPER / "claims.yaml"
-
-
-class PaperError(ValueError):
-    """A table that does not exist, an invalid claims.yaml, or a metric that is not a finite number."""
 
 
 class Claim(BaseModel):
@@ -25,6 +21,7 @@ class Claim(BaseModel):
     the tolerance, unless `absolute` gives one in the metric's own unit.
     one_seed: the metrics come from one draw of calibration samples, which cannot show that a difference between methods
     is more than chance: the verdict says so, and whether the difference is the claimed one.
+    right None: nothing was published to compare with.
     profiles: those it applies to (None: all); expected: those whose run fails when it does not hold.
     """
 
@@ -36,7 +33,7 @@ class Claim(BaseModel):
     source: str
     paper: str
     left: str
-    right: str | float
+    right: str | float | None
     relation: Literal["less", "more", "within"]
     margin: float | None = Field(default=None, ge=0)
     absolute: float | None = Field(default=None, ge=0)
@@ -55,6 +52,8 @@ class Claim(BaseModel):
     @property
     def tolerance(self) -> str:
         """As it is printed: the same on every machine."""
+        if self.right is None:
+            return "-"
         size = f"{self.absolute:g}" if self.margin is None else f"{100 * self.margin:g} %"
         if not self.margin and not self.absolute:
             return "exact" if self.relation == "within" else self.relation
@@ -82,7 +81,11 @@ def published(table: str) -> "pandas.DataFrame":
     return pandas.read_csv(PAPER / f"{table}.csv")
 
 
-def load_claims(notebook: str, profile: str) -> list[Claim]:
-    """The claims that this notebook judges under this profile, in the order of claims.yaml."""
+def load_claims(notebook: str, profile: Profile) -> list[Claim]:
+    """The claims that this notebook judges under this profile: those of claims.yaml in its order, then the numbers that
+    the paper publishes for the profile's model."""
     claims = read_validated(CLAIMS, _Claims, PaperError).root
-    return [one for one in claims if one.notebook == notebook and (one.profiles is None or profile in one.profiles)]
+    claims += [Claim(**fields) for fields in published_fields(profile)]
+    return [
+        one for one in claims if one.notebook == notebook and (one.profiles is None or profile.name in one.profiles)
+    ]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from slimllm_nb.files import write_text
 from slimllm_nb.reproduce.profiles import Profile
-from slimllm_nb.reproduce.verdicts import AGREES, CLOSE, DIFFERS, FAILS, HOLDS, NOT_RUN, WIDTHS, Verdict
+from slimllm_nb.reproduce.verdicts import AGREES, DIFFERS, FAILS, HOLDS, KINDS, WIDTHS, Verdict, row
 
 PACKAGES = ["slimllm-nb", "torch", "transformers", "safetensors", "numpy"]
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -113,18 +113,19 @@ An asterisk marks a claim whose failure makes the run fail.</p>
 
 def summary(verdicts: list[Verdict]) -> str:
     """How many claims came out how, in one line."""
-    counts = {
-        kind: sum(one.verdict == kind for one in verdicts) for kind in (HOLDS, FAILS, AGREES, DIFFERS, CLOSE, NOT_RUN)
-    }
+    counts = {kind: sum(one.verdict == kind for one in verdicts) for kind in KINDS}
     listed = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-    return f"{len(verdicts)} claims: {listed}." if verdicts else "No claim was judged."
+    off = " The dense model is not the published one, so none of this is a reproduction."
+    marked = off if any(one.dense_off for one in verdicts) else ""
+    return f"{len(verdicts)} claims: {listed}.{marked}" if verdicts else "No claim was judged."
 
 
 def _verdict_row(one: Verdict) -> str:
     kind = {HOLDS: "holds", AGREES: "holds", FAILS: "fails", DIFFERS: "fails"}.get(one.verdict, "open")
     claim = one.claim + (" *" if one.expected else "")
     cells = [claim, f"{one.source}: {one.paper}", one.measured, one.tolerance]
-    return f'<tr>{"".join(f"<td>{html.escape(cell)}</td>" for cell in cells)}<td class="{kind}">{one.verdict}</td></tr>'
+    cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+    return f'<tr>{cells}<td class="{kind}">{html.escape(row(one)["verdict"])}</td></tr>'
 
 
 def _document(title: str, body: str, style: str = "") -> str:

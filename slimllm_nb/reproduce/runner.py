@@ -235,7 +235,7 @@ def _conclude(names: list[str], folder: Path, profile: Profile) -> int:
     """Collect the results, print the verdicts, write the report; 1 when an expected claim was not shown to hold."""
     results = {name: _read_result(folder / "results" / f"{name}.json", name, profile.name) for name in names}
     metrics = {name: result["metrics"] for name, result in results.items()}
-    judged = [one for name in names for one in verdicts.judge(name, metrics[name], profile.name)]
+    judged = [one for name in names for one in verdicts.judge(name, metrics[name], profile)]
     seconds = {name: stamps.read_stamp(folder, name)["seconds"] for name in names}
     rows = [{"id": one.id, "notebook": one.notebook, **verdicts.row(one)} for one in judged]
     content = {"profile": profile.name, "seconds": seconds, "metrics": metrics, "verdicts": rows}

@@ -59,7 +59,7 @@ def digest(path: Path, profile: Profile, parameters: dict[str, object]) -> str:
     """
     cells = read_cells(path)
     total = hashlib.sha256()
-    claims = [claim.model_dump(mode="json") for claim in load_claims(path.stem, profile.name)]
+    claims = [claim.model_dump(mode="json") for claim in load_claims(path.stem, profile)]
     values = [[cell["cell_type"], cell["metadata"].get("tags", []), cell["source"]] for cell in cells]
     total.update(json.dumps([values, profile.model_dump(mode="json"), parameters, claims], sort_keys=True).encode())
     _add_files(total, {LOCK, *_used_by_cells(path, cells)})

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 
 from slimllm_nb.files import write_text
 from slimllm_nb.reproduce.claims import Claim, PaperError, load_claims
+from slimllm_nb.reproduce.profiles import Profile, run_folder
 
 if TYPE_CHECKING:
     import pandas
 
 HOLDS, FAILS, CLOSE, NOT_RUN = "holds", "does not hold", "too close to call", "not run"
 AGREES, DIFFERS = "one seed: agrees", "one seed: differs"  # with the claim, see Claim.one_seed
+NOT_PUBLISHED = "nothing published"
+KINDS = (HOLDS, FAILS, AGREES, DIFFERS, CLOSE, NOT_PUBLISHED, NOT_RUN)
 WIDTHS = {"claim": 44, "paper": 26, "measured": 18, "tolerance": 16, "verdict": 17}
 
 
@@ -37,6 +40,7 @@ class Verdict:
     left: float | None
     right: float | None
     compared: bool  # right was measured too, not a number of the claim
+    dense_off: bool = False  # the dense model was not the published one, and the run was told to go on (dense.py)
 
     @property
     def fails_run(self) -> bool:
@@ -45,32 +49,49 @@ class Verdict:
 
     @property
     def measured(self) -> str:
-        if self.left is None or self.right is None:
+        if self.left is None or (self.compared and self.right is None):
             return "-"
         return f"{self.left:.4g} against {self.right:.4g}" if self.compared else f"{self.left:.4g}"
 
 
-def judge(notebook: str, metrics: dict[str, float], profile: str) -> list[Verdict]:
+def judge(notebook: str, metrics: dict[str, float], profile: Profile) -> list[Verdict]:
     """A verdict on each claim that belongs to the notebook under this profile.
 
-    A metric that is missing: not run. One that is NaN or infinite was run, and its claim does not hold.
+    A metric that is missing: not run. One that is NaN or infinite was run, and its claim does not hold. Where the dense
+    model was measured before (dense.json in the run folder) and is not the published one, each verdict is marked.
     """
-    return [_verdict(claim, metrics, profile) for claim in load_claims(notebook, profile)]
+    off = dense_is_off(run_folder(profile.name))
+    return [_verdict(claim, metrics, profile.name, off) for claim in load_claims(notebook, profile)]
 
 
-def _verdict(claim: Claim, metrics: dict[str, float], profile: str) -> Verdict:
+def dense_is_off(folder: Path) -> bool:
+    """Whether the dense model of this run folder was measured and found to differ from the published one."""
+    try:
+        return bool(json.loads((folder / "dense.json").read_text(encoding="utf-8"))["off"])
+    except FileNotFoundError:
+        return False
+
+
+def _verdict(claim: Claim, metrics: dict[str, float], profile: str, off: bool = False) -> Verdict:
     compared = isinstance(claim.right, str)
     left = metrics.get(claim.left)
     right = metrics.get(claim.right) if compared else claim.right
     return Verdict(
         **claim.model_dump(include={"id", "notebook", "claim", "source", "paper"}),
         tolerance=claim.tolerance,
-        verdict=NOT_RUN if left is None or right is None else _compare(claim, float(left), float(right)),
+        verdict=_kind(claim, left, right),
         expected=profile in claim.expected,
         left=left,
         right=right,
         compared=compared,
+        dense_off=off,
     )
+
+
+def _kind(claim: Claim, left: float | None, right: float | None) -> str:
+    if left is not None and claim.right is None:
+        return NOT_PUBLISHED
+    return NOT_RUN if left is None or right is None else _compare(claim, float(left), float(right))
 
 
 def _compare(claim: Claim, left: float, right: float) -> str:
@@ -114,7 +135,7 @@ def row(verdict: Verdict) -> dict[str, str]:
         "paper": f"{verdict.source}: {verdict.paper}",
         "measured": verdict.measured,
         "tolerance": verdict.tolerance,
-        "verdict": verdict.verdict,
+        "verdict": verdict.verdict + (" (dense model off)" if verdict.dense_off else ""),
     }
 
 
