@@ -14,7 +14,7 @@ PYTHON := "$(ENVIRONMENT)/bin/python"
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce quick test zeroshot gguf lab notebooks reference lint lock clean
+.PHONY: help setup reproduce quick test check zeroshot gguf lab notebooks reference lint lock clean
 
 help: ## list these targets
 	@echo "make TARGET, with the environment $(ENVIRONMENT):"
@@ -31,6 +31,9 @@ quick: lint ## lint, then every test that is quick and executes no notebook
 
 test: lint ## lint, then all tests, the notebooks' outputs among them
 	$(PYTHON) -m pytest
+
+check: setup ## run a profile's executed notebooks again on a copy and compare the checked cells [PROFILE=embedded]
+	$(PYTHON) -m slimllm_nb.reproduce.check --profile $(PROFILE)
 
 zeroshot: setup ## zero-shot accuracy on the full sets of questions [PROFILE=embedded]
 	$(PYTHON) tools/zeroshot.py --profile $(PROFILE)

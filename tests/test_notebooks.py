@@ -6,10 +6,6 @@ result file that the notebook wrote, with tests/reference. Each notebook runs on
 """
 
 import json
-import os
-import subprocess
-import sys
-import xml.etree.ElementTree as ElementTree
 from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
@@ -19,6 +15,7 @@ import pytest
 
 from slimllm_nb import sources
 from slimllm_nb.reproduce import judge, load_claims, load_profile
+from slimllm_nb.reproduce.check import run_nbval
 from test_ground import NOTEBOOKS, ROOT
 
 REFERENCE = ROOT / "tests" / "reference"
@@ -70,18 +67,6 @@ def differences(metrics: dict[str, float], reference: dict[str, float]) -> list[
     return lines
 
 
-def run_nbval(notebook: Path, runs: Path) -> tuple[subprocess.CompletedProcess, dict[str, bool]]:
-    """Run a notebook under nbval; the process, and for each code cell by its number whether it passed."""
-    report = runs / f"{notebook.stem}.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(notebook), f"--junitxml={report}"]
-    options = ["--nbval-lax", "--nbval-current-env", f"--nbval-cell-timeout={SECONDS_PER_CELL}"]
-    # The environment's own kernel, even where the user has installed another of the same name.
-    environment = os.environ | {"SLIMLLM_NB_RUNS": str(runs), "JUPYTER_PREFER_ENV_PATH": "1"}
-    done = subprocess.run([*command, *options], env=environment, cwd=ROOT, capture_output=True, text=True)
-    cases = ElementTree.parse(report).iter("testcase")
-    return done, {case.get("name"): not list(case.iter("failure")) + list(case.iter("skipped")) for case in cases}
-
-
 def code_cells(notebook: Path) -> list:
     return [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
 
@@ -102,7 +87,7 @@ def runs(tmp_path_factory):
 def checked(request, runs):
     notebook = ROOT / "notebooks" / f"{request.param}.ipynb"
     assert notebook.is_file(), f"{notebook.relative_to(ROOT)} is missing"
-    return notebook, *run_nbval(notebook, runs)
+    return notebook, *run_nbval(notebook, runs, SECONDS_PER_CELL)
 
 
 @pytest.mark.notebook

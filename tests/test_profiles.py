@@ -2,7 +2,8 @@
 
 import pytest
 
-from slimllm_nb.reproduce import profiles
+from slimllm_nb import calibration, sources
+from slimllm_nb.reproduce import cost, profiles
 from slimllm_nb.reproduce.profiles import ProfileError, load_profile, run_folder
 
 
@@ -43,3 +44,21 @@ def test_a_broken_profile_is_refused(change, message, monkeypatch, tmp_path):
     with pytest.raises(ProfileError, match=message) as caught:
         load_profile("embedded")
     assert "embedded.yaml" in str(caught.value)
+
+
+def test_the_readmes_example_of_ones_own_model_and_texts(tmp_path, monkeypatch):
+    section = (profiles.ROOT / "README.md").read_text(encoding="utf-8").partition("### Your own model")[2]
+    python, text = (section.partition(f"```{kind}\n")[2].partition("```")[0] for kind in ("python", "yaml"))
+    monkeypatch.chdir(tmp_path)
+    exec(python)
+    (tmp_path / "mine" / "mine.yaml").write_text(text)
+    profile = load_profile("mine/mine.yaml")
+    assert profile.model == str(tmp_path / "mine" / "my-llama")
+    model = sources.load_model(profile.model, **profile.loading | {"device": "cpu"})
+    assert sum(p.numel() for p in model.parameters()) == cost.count_parameters(tmp_path / "mine" / "my-llama")
+    tokenizer = sources.load_tokenizer(profile.model, **profile.tokenizing)
+    texts = sources.load_texts("my-news", "calibration", profile.texts)
+    assert calibration.draw_samples(texts, tokenizer).shape == (32, 128)
+    assert len(sources.load_texts("my-articles", "held-out", profile.texts)) > 100
+    assert profile.settings["30"].arguments["target_parameters"] == 0.7
+    assert profile.settings["30"].mean_ratio(30) == pytest.approx(0.3 * 30 / 26)

@@ -1,82 +1,146 @@
-"""All notebooks on another shape of LLaMA: small, multi-head, with random weights and a tokenizer made on the spot."""
+"""A paper profile from the first line to the last on stand-ins: the model and data sets of the hub lie in a folder.
 
+Every line of the hub's path runs but the download; the profile is llama-7b-20.yaml with another model and table. The
+table is what the library measures by itself, so the run must find its own numbers again.
+"""
+
+import csv
 import json
+import os
 import subprocess
 import sys
 
+import datasets
 import pytest
-import torch
 import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import hub_folder
+from slimllm_nb import evaluation, pruning, sources
+from slimllm_nb.calibration import draw_samples
+from slimllm_nb.evaluation.zeroshot import zeroshot
 from slimllm_nb.reproduce import load_profile
-from slimllm_nb.sources import load_texts
+from slimllm_nb.reproduce.profiles import PROFILES
+from slimllm_nb.sources.hub import HUB_VARIABLE
 from test_ground import NOTEBOOKS
+from workplace import write_notebook
 
-LAYERS, HEADS = 6, 4
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE with 1,000 tokens, trained on news."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1000, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(load_texts("news", "calibration"), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
+pytestmark = pytest.mark.notebook
+SAVE = """
+from slimllm_nb import reproduce
+settings = reproduce.load_profile(profile)
+folder = reproduce.run_folder(settings.name)
+reproduce.save_results(folder, "06_evaluation", {"ppl_20_slimllm_ptb": 1.0}, [], profile=settings.name)
+"""
+COLUMNS = ["ratio_percent", "tuned", "method", "wikitext2_ppl", "ptb_ppl"]
 
 
-def make_model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 1000, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": LAYERS}
-    special = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
-    return LlamaForCausalLM(LlamaConfig(**sizes, **special, num_attention_heads=HEADS, initializer_range=0.1)).eval()
+def write_profile(folder, name: str, model: str, **others) -> None:
+    profile = yaml.safe_load((PROFILES / "llama-7b-20.yaml").read_text())
+    published = {"table": "published.csv", "source": "Table 0", "dense": "stand-in"}
+    changes = {"name": name, "description": "a small LLaMA", "model": model, "device": "cpu", "published": published}
+    changes |= {"dtype": "bfloat16"} | others  # float16 is eight times as slow on a CPU
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump({k: v for k, v in (profile | changes).items() if k != "cost"}))
+
+
+def write_table(folder) -> None:
+    """The published table of the stand-in: measured here, with the library's functions alone."""
+    profile = yaml.safe_load((folder / "stand-in.yaml").read_text()) | {"published": None}
+    (folder / "plain").mkdir()
+    (folder / "plain" / "stand-in.yaml").write_text(yaml.safe_dump(profile))
+    profile = load_profile(str(folder / "plain" / "stand-in.yaml"))
+    model = sources.load_model(profile.model, **profile.loading)
+    tokenizer = sources.load_tokenizer(profile.model, **profile.tokenizing)
+    input_ids = draw_samples(sources.load_texts("bookcorpus", "calibration"), tokenizer)
+    pruned = pruning.prune(model, input_ids, **profile.settings["20"].arguments, progress=False)[0]
+    rows = []
+    for percent, method, one in ((0, "stand-in", model), (20, "SlimLLM", pruned)):
+        row = dict(zip(COLUMNS, (percent, "no", method), strict=False))
+        for corpus in profile.evaluation.corpora:
+            blocks = evaluation.token_blocks(sources.load_texts(corpus, "held-out"), tokenizer)
+            row[f"{corpus}_ppl"] = evaluation.perplexity(one, blocks, progress=False)
+        table = zeroshot(one, tokenizer, profile.zeroshot.tasks, limit=None, add_bos_token=False, progress=False)
+        row |= {task: 100 * accuracy for task, accuracy in zip(table.task, table.accuracy, strict=True)}
+        rows.append(row | {"average": 100 * table.accuracy.mean()})
+    with (folder / "published.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The command on a profile of one's own; where it ran, and what it printed."""
+def place(tmp_path_factory):
+    """The hub, two profiles and the table."""
     folder = tmp_path_factory.mktemp("stand-in")
-    make_model().save_pretrained(folder / "llama")
-    make_tokenizer().save_pretrained(folder / "llama")
-    profile = load_profile("embedded").model_dump(mode="json")
-    profile |= {"name": "stand-in", "description": "a small random LLaMA", "model": str(folder / "llama")}
-    for setting, layers in zip(profile["settings"].values(), (4, 5), strict=True):
-        setting["pruned_layers"] = layers
-    profile["settings"]["50"]["alpha"] = 6.5  # no notebook may rely on the default profile's
-    (folder / "stand-in.yaml").write_text(yaml.safe_dump(profile))
-    command = [sys.executable, "-m", "slimllm_nb.reproduce", "--profile", str(folder / "stand-in.yaml")]
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("SLIMLLM_NB_RUNS", str(folder / "runs"))
-        done = subprocess.run([*command, "-p", "questions=4"], capture_output=True, text=True)
-    return folder / "runs" / "stand-in", done
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(HUB_VARIABLE, str(folder / "hub"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+        patch.setenv("SLIMLLM_NB_RUNS", str(folder / "runs"))
+        hub_folder.write_hub(folder / "hub")
+        write_profile(folder, "stand-in", "stand-in/llama")
+        evaluation = {"corpora": ["ptb"], "block_length": 128}
+        write_profile(folder, "spoilt", "stand-in/spoilt", evaluation=evaluation, zeroshot=None)
+        write_table(folder)
+        yield folder
 
 
-@pytest.mark.notebook
+def reproduce(place, name: str, *options: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "slimllm_nb.reproduce", "--profile", str(place / f"{name}.yaml"), *options]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    return place / "runs" / "stand-in", reproduce(place, "stand-in", "-p", "questions=4")
+
+
 def test_all_notebooks_end_well(finished):
     folder, done = finished
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert sorted(path.stem for path in folder.glob("*.ipynb")) == NOTEBOOKS
-    assert (folder / "model" / "model.safetensors").is_file() and (folder / "model-50" / "modeling.py").is_file()
+    assert (folder / "model" / "model.safetensors").is_file() and (folder / "model" / "modeling.py").is_file()
+    assert "Profile stand-in: downloads up to " in done.stderr
 
 
-@pytest.mark.notebook
-def test_no_claim_fails_the_run_and_what_was_not_measured_says_so(finished):
-    folder, _ = finished
-    results = json.loads((folder / "results.json").read_text())
+def test_the_published_rows_hold_and_what_was_not_measured_says_so(finished):
+    results = json.loads((finished[0] / "results.json").read_text())
     verdicts = {one["id"]: one["verdict"] for one in results["verdicts"]}
-    assert results["profile"] == "stand-in"
-    # Laws hold on any model; no accuracies are kept for this one.
+    rows = {name: verdict for name, verdict in verdicts.items() if name.startswith("stand-in-")}
+    assert len(rows) == 2 * 10 and set(rows.values()) == {"holds"}, rows
+    # Laws hold on any model; no claim about news was measured.
     for law in ("greedy-never-worse", "feature-space-factor", "regression-lowers-error"):
         assert verdicts[law] == "holds"
-    for missing in ("accuracy-above-chance", "accuracy-20-above-50", "greedy-lowers-perplexity-50"):
+    for missing in ("accuracy-20-above-50", "greedy-lowers-perplexity-50", "regression-50"):
         assert verdicts[missing] == "not run"
 
 
-@pytest.mark.notebook
+def test_zero_shot_shows_the_floor_of_a_task(finished):
+    dense = json.loads((finished[0] / "dense.json").read_text())
+    rows = {row["task"]: row for row in dense["zeroshot"]}
+    assert rows["boolq"]["majority"] == 3 / 4 and rows["winogrande"]["majority"] == 1 / 2
+    assert rows["arc_easy"]["majority"] == rows["hellaswag"]["majority"] == 1 / 4
+    assert dense["dtype"] == "bfloat16" and dense["off"] == []
+
+
 def test_the_card_names_the_model_that_was_pruned(finished):
     card = (finished[0] / "model" / "README.md").read_text()
-    assert "# llama, pruned with SlimLLM" in card and "SmolLM2" not in card and "apache" not in card
+    assert "llama, pruned with SlimLLM" in card and "SmolLM2" not in card and "apache" not in card
+
+
+def test_a_spoilt_tokenizer_stops_the_run_before_anything_is_pruned(place):
+    write_notebook(place / "notebooks", "06_evaluation", SAVE)
+    options = ("--notebooks", str(place / "notebooks"))
+    done = reproduce(place, "spoilt", *options)
+    assert done.returncode == 1
+    assert "The dense model is not the one that the paper measured (Table 0, stand-in):" in done.stderr
+    assert "is close to guessing among 1,000 tokens: the tokenizer gives other numbers" in done.stderr
+    for setting in ("beginning-of-sequence token", "split: ptb validation", "join", "block length: 128", "lm-eval"):
+        assert setting in done.stderr
+    assert "nothing was pruned: mend the profile, or set ALLOW_DENSE_MISMATCH=1" in done.stderr
+    assert not list((place / "runs" / "spoilt").glob("*.ipynb"))
+
+    allowed = reproduce(place, "spoilt", *options, ALLOW_DENSE_MISMATCH="1")
+    assert "[0] dense model" not in allowed.stdout  # it is not measured a second time
+    assert "(dense model off)" in allowed.stdout and "so none of this is a reproduction" in allowed.stdout
+    assert allowed.returncode == 1  # the published numbers were not shown to hold

@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 from slimllm_nb.calibration import draw_samples
 from slimllm_nb.evaluation import count_parameters
-from slimllm_nb.evaluation.zeroshot import LOCAL, PAPER, ZeroShotError, zeroshot
+from slimllm_nb.evaluation.zeroshot import LOCAL, ZeroShotError, zeroshot
 from slimllm_nb.files import write_text
 from slimllm_nb.pruning import prune
 from slimllm_nb.reproduce import ProfileError, load_profile, run_folder
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tools/zeroshot.py", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="embedded", help="a file of data/profiles (default: embedded)")
     parser.add_argument("--limit", type=int, help="only the first so many questions; shown, not written")
-    parser.add_argument("--device", default="cpu", help="where the models run (default: cpu)")
+    parser.add_argument("--device", help="where the models run (default: as the profile says)")
     options = parser.parse_args(arguments)
     try:
         content = measure(options.profile, options.limit, options.device)
@@ -41,25 +41,27 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def measure(profile_name: str, limit: int | None, device: str) -> dict:
+def measure(profile_name: str, limit: int | None, device: str | None) -> dict:
     """The table, and all that made it."""
     profile, code, start = load_profile(profile_name), current_code(), time.perf_counter()
-    tasks = LOCAL if profile.model == "embedded" else PAPER
-    dense, tokenizer = load_model(profile.model, device=device), load_tokenizer(profile.model)
+    asked = profile.zeroshot
+    tasks, options = (asked.tasks, {"add_bos_token": asked.add_bos_token}) if asked else (LOCAL, {})
+    dense = load_model(profile.model, **profile.loading | ({"device": device} if device else {}))
+    tokenizer = load_tokenizer(profile.model, **profile.tokenizing)
     calibration, rows = profile.calibration, []
-    texts = load_texts(calibration.corpus, "calibration")
+    texts = load_texts(calibration.corpus, "calibration", profile.texts)
     input_ids = draw_samples(texts, tokenizer, calibration.num_samples, calibration.length, profile.seed)
     for name, setting in {"dense": None, **profile.settings}.items():
-        model = dense if setting is None else prune(dense, input_ids, **setting.model_dump(exclude={"checkpoint"}))[0]
+        model = dense if setting is None else prune(dense, input_ids, **setting.arguments)[0]
         parameters = count_parameters(model)["model"]
-        table = zeroshot(model, tokenizer, tasks, limit=limit)
+        table = zeroshot(model, tokenizer, tasks, limit=limit, **options)
         print(f"{name}, {parameters:,} parameters\n{table.to_string(index=False)}\n", flush=True)
         rows += [{"model": name, "parameters": parameters, **row} for row in table.to_dict("records")]
     return {
         "profile": profile.model_dump(),
         "code": code,
         "dtype": str(dense.dtype).removeprefix("torch."),
-        "device": device,
+        "device": str(dense.device),
         "versions": {package: version(package) for package in PACKAGES},
         "seconds": round(time.perf_counter() - start),
         "rows": rows,

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slimllm_nb.llama import require_length
+from slimllm_nb.progress import bar
 
 
 def token_blocks(
@@ -50,7 +50,7 @@ def perplexity(
     require_length(model, blocks.shape[1], "a block")
     total = 0.0
     batches = blocks.split(batch_size)
-    for batch in tqdm(batches, desc="perplexity", disable=not progress, leave=False):
+    for batch in bar(batches, desc="perplexity", progress=progress):
         batch = batch.to(model.device)
         logits = model(batch, use_cache=False).logits[:, :-1].float()
         total += nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").item()

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import pandas
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM
 
 from slimllm_nb.llama import require_llama
+from slimllm_nb.progress import bar as progress_bar
 
 FIRST_TOKEN = "time to first token (s)"
 TOKENS_PER_SECOND = "tokens per second"
@@ -45,7 +45,7 @@ def measure_speed(
     vocabulary = min(model.config.vocab_size for model in models.values())
     generator = torch.Generator().manual_seed(seed)
     times = {(name, size): [] for name in names for size in batch_sizes}
-    with tqdm(total=(repeats + 1) * len(times), desc="speed", disable=not progress, leave=False) as bar:
+    with progress_bar(total=(repeats + 1) * len(times), desc="speed", progress=progress) as bar:
         for repeat in range(repeats + 1):
             turn = repeat % len(names)
             for size in batch_sizes:

@@ -11,6 +11,7 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 
+import lm_eval.tasks
 import pandas
 import torch
 from lm_eval import evaluate
@@ -21,10 +22,12 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from slimllm_nb.files import ROOT
 from slimllm_nb.llama import require_fitting, require_llama
+from slimllm_nb.progress import followed
 from slimllm_nb.sources.hub import in_local_datasets
 
 TASK_FOLDER = ROOT / "data" / "tasks"
 LOCAL = ("analogies", "continuation")  # need no hub
+PAPER_FOLDERS = ("super_glue/boolq", "piqa", "hellaswag", "winogrande", "arc", "openbookqa")  # in lm-eval
 PAPER = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 
 
@@ -89,15 +92,20 @@ def zeroshot(
     with _errors_only():
         loaded = {"tasks": _load_tasks(list(tasks), Path(task_folder)), "groups": {}, "group_map": {}}
         # lm-eval may give the tokenizer a padding token: a copy, so that the caller's stays as it is.
-        harness = _Harness(model, copy.deepcopy(tokenizer), batch_size, add_bos_token, progress)
+        harness = _Harness(
+            model, copy.deepcopy(tokenizer), batch_size, add_bos_token, progress or followed() is not None
+        )
         # lm-eval has no switch for some of its bars.
-        with nullcontext() if progress else redirect_stderr(io.StringIO()):
+        stream = followed()
+        with nullcontext() if progress and not stream else redirect_stderr(stream or io.StringIO()):
             found = evaluate(harness, loaded, limit=limit, log_samples=False)
     rows = []
     for task in tasks:
         questions = found["n-samples"][task]["effective"]
         rows.append(_row(task, found["results"][task], _majority(loaded["tasks"][task], questions), questions))
-    return pandas.DataFrame(rows)
+    table = pandas.DataFrame(rows)
+    table.attrs["metrics"] = found["results"]  # all of lm-eval's
+    return table
 
 
 class _Harness(HFLM):
@@ -140,7 +148,7 @@ def _load_tasks(names: list[str], folder: Path) -> dict:
     """lm-eval's task objects with their questions, by name."""
     files = _read_files(folder)
     manager = TaskManager(include_path=str(folder), include_defaults=False)
-    managers = {name: manager if name in files else _own_tasks() for name in names}
+    managers = {name: manager if name in files else _own_tasks(name in PAPER) for name in names}
     for name, one in managers.items():
         if name not in one.all_subtasks:
             known = ", ".join([*files, *PAPER])
@@ -164,9 +172,12 @@ def _load_tasks(names: list[str], folder: Path) -> dict:
 
 
 @cache
-def _own_tasks() -> TaskManager:
-    """lm-eval's own tasks; reading their files takes ten seconds and more: once, where one is asked for."""
-    return TaskManager()
+def _own_tasks(paper: bool) -> TaskManager:
+    """lm-eval's own tasks: the paper's, or all; reading all files takes ten seconds and more."""
+    if not paper:
+        return TaskManager()
+    folder = Path(lm_eval.tasks.__file__).parent
+    return TaskManager(include_path=[str(folder / name) for name in PAPER_FOLDERS], include_defaults=False)
 
 
 def _read_files(folder: Path) -> dict[str, Path]:

@@ -33,7 +33,7 @@ def heat_map(
 ) -> Picture:
     """values (rows, columns) as colours, `unit` beside their scale; `signed` gives a diverging palette centred at zero.
     `marks`: the (row, column) cells that get a cross, such as what is pruned. Rows count from the top."""
-    table = np.asarray(values, dtype=float)
+    table = as_numbers(values) if hasattr(values, "detach") else np.asarray(values, dtype=float)
     height = float(np.clip(1.4 + 0.13 * len(table), 2.6, 6.5))
     picture, (axes,) = new_picture(title, size=(SIZE[0], height))
     limit = np.nanmax(np.abs(table)) if signed else None

@@ -62,7 +62,9 @@ def finish(axes: Axes, xlabel: str, ylabel: str, with_legend: bool = False) -> N
 
 
 def as_numbers(values: Values) -> np.ndarray:
-    """As float64, None as NaN; a tensor comes over as it is."""
+    """As float64, None as NaN; a tensor may lie on any device, in any dtype."""
+    if hasattr(values, "detach"):
+        return values.detach().cpu().double().numpy()
     return np.asarray([np.nan if value is None else float(value) for value in values])
 
 

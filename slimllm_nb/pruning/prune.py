@@ -9,12 +9,12 @@ import time
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM
 
 from slimllm_nb import calibration, channels, ratios
 from slimllm_nb.evaluation import count_parameters
 from slimllm_nb.llama import require_length, require_llama
+from slimllm_nb.progress import bar as progress_bar
 from slimllm_nb.pruning.budget import check_met, check_target, plan_target
 from slimllm_nb.pruning.layer import ChannelScore, HeadScore, LayerPruner, PrunedLayer, parameters
 from slimllm_nb.pruning.report import PartReport, PruningReport
@@ -98,7 +98,7 @@ def layer_similarities(
     Errors: ValueError naming the first layer whose activations are not finite.
     """
     totals = torch.zeros(len(model.model.layers), dtype=torch.float64)
-    with tqdm(total=len(input_ids), desc="layer similarity", unit="sample", disable=not progress, leave=False) as bar:
+    with progress_bar(total=len(input_ids), desc="layer similarity", unit="sample", progress=progress) as bar:
         for batch in input_ids.split(batch_size):
             hidden = calibration.embed(model, batch)
             context = calibration.layer_context(model, hidden)
@@ -135,7 +135,7 @@ def _prune_layers(
         return contexts[len(batch)]
 
     pruned, carried = [], 0.0
-    bar = tqdm(model.model.layers, desc="pruning", unit="layer", disable=not progress, leave=False)
+    bar = progress_bar(model.model.layers, desc="pruning", unit="layer", progress=progress)
     for index, (layer, ratio) in enumerate(zip(bar, layer_ratios.tolist(), strict=True)):
         removal = None if removals is None or ratio == 0 else removals[index] + carried
         done = pruner(layer, hidden, context, ratio, removal, similarity[index].item(), index)

@@ -1,5 +1,6 @@
 """The paper's published numbers and its claims, as data/paper holds them."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
@@ -72,9 +73,12 @@ class _Claims(RootModel):
 
 
 def published(table: str) -> "pandas.DataFrame":
-    """A table of the paper as published, e.g. "table1_llama7b"; PaperError for an unknown one."""
+    """A table of the paper as published, e.g. "table1_llama7b", or a CSV file by its path; PaperError for an unknown
+    one."""
     import pandas
 
+    if table.endswith(".csv") and Path(table).is_file():
+        return pandas.read_csv(table)
     allowed = sorted(path.stem for path in PAPER.glob("*.csv"))
     if table not in allowed:
         raise PaperError(f"unknown table {table!r}; allowed: {', '.join(allowed)}")

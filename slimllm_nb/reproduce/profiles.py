@@ -36,13 +36,12 @@ class Evaluation(Settings):
 class ZeroShot(Settings):
     """Zero-shot tasks of lm-evaluation-harness; limit: the first so many questions of each (null: all).
 
-    kept: too long to run along, so measured by `make zeroshot` and kept in data/zeroshot. add_bos_token: whether a
-    beginning-of-sequence token stands in front of every question (null: as the tokenizer does by itself).
+    add_bos_token: whether a beginning-of-sequence token stands in front of every question (null: as the tokenizer does
+    by itself). A profile without them takes the local tasks, measured by `make zeroshot` and kept in data/zeroshot.
     """
 
     tasks: Annotated[list[str], Field(min_length=1)]
     limit: int | None = Field(default=None, ge=1)
-    kept: bool = False
     add_bos_token: bool | None = None
 
 
@@ -114,14 +113,14 @@ class Profile(Settings):
     model: str
     revision: str | None = None
     split_special_tokens: bool = False
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu(:\d+)?)$")
+    device: str = Field(default="cpu", pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu(:\d+)?)$")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "float32"
     seed: int = Field(ge=0)
     texts: dict[str, TextSource] = Field(default_factory=dict)
     calibration: Calibration
     evaluation: Evaluation
     zeroshot: ZeroShot | None = None
-    settings: dict[str, Setting] = Field(min_length=1)
+    settings: dict[Annotated[str, Field(pattern=r"^\d+(\.\d+)?$")], Setting] = Field(min_length=1)
     published: Published | None = None
     cost: Cost | None = None
 
@@ -156,19 +155,12 @@ class Profile(Settings):
     @property
     def mildest(self) -> str:
         """The key of the setting that removes least: "20"."""
-        return min(self.settings, key=_percent)
+        return min(self.settings, key=float)
 
     @property
     def strongest(self) -> str:
         """The key of the setting that removes most: "50". The same as `mildest` where there is one setting."""
-        return max(self.settings, key=_percent)
-
-
-def _percent(key: str) -> float:
-    try:
-        return float(key)
-    except ValueError:
-        return 0.0
+        return max(self.settings, key=float)
 
 
 def load_profile(name: str) -> Profile:

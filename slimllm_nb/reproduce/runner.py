@@ -1,8 +1,9 @@
 """Run the notebooks in order, judge the paper's claims, write the report: python -m slimllm_nb.reproduce --profile NAME
 
-Each notebook runs in a fresh kernel and leaves runs/<profile>/<notebook>.ipynb and results/<notebook>.json. What is up
-to date is not run again, so an interrupted run goes on where it stopped. Exit status: 0 when all ran and every claim
-that is expected to hold does; 1 when not; 2 for settings that are refused; 130 when interrupted.
+A model of the hub or of one's own is first measured as it is (dense.py). Each notebook runs in a fresh kernel and
+leaves runs/<profile>/<notebook>.ipynb and results/<notebook>.json. What is up to date is not run again, so an
+interrupted run goes on where it stopped. Exit status: 0 when all ran and every claim that is expected to hold does; 1
+when not; 2 for settings that are refused; 130 when interrupted.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import math
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +25,9 @@ import yaml
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.reproduce import pages, stamps, verdicts
 from slimllm_nb.reproduce.claims import PaperError
+from slimllm_nb.reproduce.cost import CostError, announce
+from slimllm_nb.reproduce.dense import ALLOW, explain
+from slimllm_nb.reproduce.follow import followed
 from slimllm_nb.reproduce.profiles import Profile, ProfileError, is_path, load_profile, run_folder
 
 SET_BY_RUNNER = {"profile": "--profile", "output_folder": "the environment variable SLIMLLM_NB_RUNS"}
@@ -52,6 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     folder = run_folder(profile.name)
     try:
+        if not all(stamps.up_to_date(folder, name, digest) for name, digest in digests.items()):
+            print(announce(profile, folder), file=sys.stderr, flush=True)
+        if profile.model != "embedded":
+            _measure_dense(profile, chosen, folder)
         for number, (name, path) in enumerate(notebooks.items(), start=1):
             line = f"[{number}/{len(notebooks)}] {name}"
             if stamps.up_to_date(folder, name, digests[name]):
@@ -61,6 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
             seconds = _run(path, folder, profile.name, parameters[name], digests[name])
             print(f"{line}: {seconds:.1f} s", flush=True)
         return _conclude(list(notebooks), folder, profile)
+    except CostError as error:
+        print(f"Nothing was run: {error}", file=sys.stderr)
+        return 2
     except RunError as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1
@@ -133,6 +145,33 @@ def _typed(text: str, value: str, defaults: list) -> object:
     return parsed
 
 
+def _measure_dense(profile: Profile, chosen: str, folder: Path) -> None:
+    """The dense gate: fetch and measure the dense model in a process of its own, and stop when it is not the published
+    one, unless ALLOW_DENSE_MISMATCH=1 says to go on with every verdict marked."""
+    path, value = folder / "dense.json", stamps.dense_digest(profile)
+    if not stamps.up_to_date(folder, "dense", value):
+        print("[0] dense model ...", flush=True)
+        for stale in (stamps.stamp_file(folder, "dense"), path):
+            stale.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        start, start_ns = time.perf_counter(), time.time_ns()
+        command = [sys.executable, "-m", "slimllm_nb.reproduce.dense", "--profile", chosen]
+        done = _interruptible(subprocess.run, command)
+        if done.returncode or not path.is_file():
+            raise RunError(f"the dense model could not be measured (exit status {done.returncode}); nothing was pruned")
+        seconds = time.perf_counter() - start
+        stamps.write_stamp(folder, "dense", value, min(start_ns, path.stat().st_mtime_ns), seconds)
+        print(f"[0] dense model: {seconds:.1f} s", flush=True)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content["off"]:
+        print(explain(content, profile), file=sys.stderr, flush=True)
+        if os.environ.get(ALLOW) != "1":
+            raise RunError(
+                f"nothing was pruned: mend the profile, or set {ALLOW}=1 to go on all the same (every verdict is then "
+                f"marked). All of it is in {path}"
+            )
+
+
 def _run(path: Path, folder: Path, profile: str, parameters: dict, digest: str) -> float:
     """Run one notebook in a kernel of its own, check what it left and stamp it; returns the seconds it took."""
     name = path.stem
@@ -163,17 +202,18 @@ def _execute(path: Path, output: Path, failed: Path, parameters: dict) -> None:
     from nbclient.exceptions import DeadKernelError
 
     try:
-        executed = _interruptible(
-            papermill.execute_notebook,
-            path,
-            output,
-            parameters=parameters,
-            kernel_name="python3",
-            language="python",
-            cwd=ROOT,
-            progress_bar=False,
-            extra_arguments=["--log-level=ERROR"],  # the kernel's: it warns at every start that it talks over TCP
-        )
+        with followed():
+            executed = _interruptible(
+                papermill.execute_notebook,
+                path,
+                output,
+                parameters=parameters,
+                kernel_name="python3",
+                language="python",
+                cwd=ROOT,
+                progress_bar=False,
+                extra_arguments=["--log-level=ERROR"],  # the kernel's: it warns at every start that it talks over TCP
+            )
     except papermill.PapermillExecutionError as error:
         output.replace(failed)
         where = f"cell In [{error.exec_count}] raised {error.ename}: {error.evalue}"

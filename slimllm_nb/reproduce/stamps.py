@@ -14,6 +14,7 @@ import slimllm_nb
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.reproduce.claims import load_claims
 from slimllm_nb.reproduce.profiles import Profile
+from slimllm_nb.reproduce.published import NOTEBOOK
 
 PACKAGE = Path(slimllm_nb.__file__).parent
 LOCK = ROOT / "requirements.lock"
@@ -63,6 +64,15 @@ def digest(path: Path, profile: Profile, parameters: dict[str, object]) -> str:
     values = [[cell["cell_type"], cell["metadata"].get("tags", []), cell["source"]] for cell in cells]
     total.update(json.dumps([values, profile.model_dump(mode="json"), parameters, claims], sort_keys=True).encode())
     _add_files(total, {LOCK, *_used_by_cells(path, cells)})
+    return total.hexdigest()
+
+
+def dense_digest(profile: Profile) -> str:
+    """SHA-256 over all that the measurement of the dense model depends on (dense.py)."""
+    total = hashlib.sha256(profile.model_dump_json(exclude={"settings", "description"}).encode())
+    claims = [claim.model_dump(mode="json") for claim in load_claims(NOTEBOOK, profile) if "-dense-" in claim.id]
+    total.update(json.dumps(claims, sort_keys=True).encode())
+    _add_files(total, {LOCK, *_used(["reproduce.dense"])})
     return total.hexdigest()
 
 

@@ -1,0 +1,62 @@
+"""What a run needs, said and refused before it starts."""
+
+import shutil
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from conftest import make_small_model
+from slimllm_nb.reproduce import cost, load_profile
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine of one's choice: GB of free disk, of memory, of the GPU (None: there is none)."""
+
+    def choose(disk=500.0, memory=64.0, gpu=None):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=disk * 1e9))
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=memory * 1e9))
+        monkeypatch.setattr(cost, "_accelerator", lambda _: gpu)
+        monkeypatch.setattr(cost, "_cached", lambda _: False)
+
+    return choose
+
+
+def test_a_7b_model_on_a_gpu(machine, tmp_path):
+    machine(gpu=80.0)
+    profile = load_profile("llama-7b-20")
+    needed = cost.estimate(profile, on_device=True)
+    # 13.5 GB of weights: dense, 80 % kept, 80 % in the making, and what is worked with.
+    assert needed.device == pytest.approx(13.48 * 2.6 + 6, rel=0.01)
+    assert needed.download == pytest.approx(13.5 + 3.02)
+    line = cost.announce(profile, tmp_path)
+    assert "Profile llama-7b-20: downloads up to 16.5 GB, needs 17 GB of memory, 41 GB on the GPU" in line
+    assert "(an estimate)" in line
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"disk": 10.0, "gpu": 80.0}, r"No space left on device: .* needs \d+\.\d GB in .*10.0 GB are free.*HF_HOME"),
+        ({"gpu": 24.0}, "needs 41 GB of GPU memory, and the GPU has 24 GB"),
+        ({"memory": 16.0}, "needs 41 GB of memory, and this machine has 16 GB"),
+    ],
+)
+def test_too_small_a_machine_is_refused(given, message, machine, tmp_path):
+    machine(**given)
+    with pytest.raises(cost.CostError, match=message):
+        cost.announce(load_profile("llama-7b-20"), tmp_path)
+
+
+def test_the_default_run_fits_a_small_machine(machine, tmp_path):
+    machine(disk=3.0, memory=8.0)
+    assert "about 6 minutes" in cost.announce(load_profile("embedded"), tmp_path)
+
+
+def test_a_folder_is_counted_by_its_headers(tmp_path):
+    model = make_small_model(4)
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert cost.count_parameters(tmp_path) == sum(p.numel() for p in model.parameters())
+    with pytest.raises(cost.CostError, match=r"has no \*.safetensors file"):
+        cost.count_parameters(tmp_path / "nowhere")
