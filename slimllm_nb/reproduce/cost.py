@@ -110,9 +110,9 @@ def _hours(profile: Profile, parameters: int, on_device: bool) -> float:
     if profile.zeroshot:
         share = 1.0 if profile.zeroshot.limit is None else min(1.0, profile.zeroshot.limit / 3000)
         total += TASK_TOKENS * share * len(profile.zeroshot.tasks) * (1 + len(profile.settings))
-    total += 60 * profile.calibration.num_samples * profile.calibration.length * len(profile.settings)
-    rate = FLOPS["accelerator"] if on_device else FLOPS["cpu"] * (psutil.cpu_count(logical=False) or 1)
-    return 2 * parameters * total / rate / 3600 + 0.1
+    total += 25 * profile.calibration.num_samples * profile.calibration.length * len(profile.settings)
+    rate = FLOPS["accelerator"] if on_device else FLOPS["cpu"] * (psutil.cpu_count() or 1)
+    return 2 * parameters * total / rate / 3600 + 0.03
 
 
 def _share_left(key: str, setting) -> float:
