@@ -26,7 +26,7 @@ FLOPS = {
     "cpu": 5e10,
     "accelerator": 6e13,
 }  # a second: of one CPU core in float32, of a data-centre GPU in half precision
-EMBEDDED = {"download": 0.12, "memory": 4.0, "disk": 1.5, "minutes": 6}  # measured on two CPU cores
+EMBEDDED = {"download": 0.12, "memory": 4.0, "disk": 1.5, "minutes": 6}  # minutes: measured on two cores; sizes: bounds
 
 
 class CostError(RuntimeError):
