@@ -60,3 +60,10 @@ def test_a_folder_is_counted_by_its_headers(tmp_path):
     assert cost.count_parameters(tmp_path) == sum(p.numel() for p in model.parameters())
     with pytest.raises(cost.CostError, match=r"has no \*.safetensors file"):
         cost.count_parameters(tmp_path / "nowhere")
+
+
+def test_what_lies_on_one_disk_is_added_up(machine, tmp_path, monkeypatch):
+    machine(disk=20.0, gpu=80.0)  # enough for the download or for the results, not for both
+    monkeypatch.setattr(cost, "_cache", lambda _: tmp_path / "cache")
+    with pytest.raises(cost.CostError, match=r"needs 33.5 GB in .*20.0 GB are free"):
+        cost.announce(load_profile("llama-7b-20"), tmp_path / "runs")

@@ -22,10 +22,8 @@ GB = 1e9
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "auto": 2}
 CORPUS_TOKENS = 350_000  # of WikiText-2's test split, and about those of PTB's validation split
 TASK_TOKENS = 1_000_000  # of one zero-shot task with all its questions and choices, on average
-FLOPS = {
-    "cpu": 5e10,
-    "accelerator": 6e13,
-}  # a second: of one CPU core in float32, of a data-centre GPU in half precision
+# A second: of one CPU core in float32, of a data-centre GPU in half precision.
+FLOPS = {"cpu": 5e10, "accelerator": 6e13}
 EMBEDDED = {"download": 0.12, "memory": 4.0, "disk": 1.5, "minutes": 6}  # minutes: measured on two cores; sizes: bounds
 
 
@@ -56,10 +54,10 @@ def announce(profile: Profile, folder: Path) -> str:
     """The estimate in one line. Errors: CostError when disk or memory cannot do it."""
     on_device = profile.model != "embedded" and _accelerator(profile.device)
     needed = estimate(profile, bool(on_device))
-    places = {folder: needed.disk}
-    if needed.download:
-        places[_cache(profile)] = places.pop(folder, 0) if _cache(profile) == folder else needed.download
-    for place, gigabytes in places.items():
+    wanted = {folder: needed.disk, _cache(profile): needed.download}
+    disks = {place: _existing(place).stat().st_dev for place in wanted}
+    for place in wanted:
+        gigabytes = sum(size for other, size in wanted.items() if disks[other] == disks[place])
         free = shutil.disk_usage(_existing(place)).free / GB
         if free < gigabytes:
             raise CostError(

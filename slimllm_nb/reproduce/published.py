@@ -80,14 +80,18 @@ def _row_claims(profile: Profile, row: dict[str, str], key: str, where: str, exp
     for column, text in row.items():
         if column in ("ratio_percent", "tuned", "method") or not text:
             continue
-        if column.endswith("_ppl"):
-            corpus = column.removesuffix("_ppl")
-            kind, value, what = "perplexity", float(text), f"Perplexity on {NAMES.get(corpus, corpus)}"
-        else:
-            kind = "average" if column == "average" else "accuracy"
-            value, what = float(text) / 100, f"Zero-shot accuracy, {NAMES.get(column, column)},"
+        kind, what = _described(column)
+        value = float(text) if kind == "perplexity" else float(text) / 100
         claim = f"{what} {where} is the published one"
         yield _claim(profile, f"{key}-{column}", claim, text, metric(key, column), value, kind, expected)
+
+
+def _described(column: str) -> tuple[str, str]:
+    """The kind of tolerance of a table's column, and what it holds in words."""
+    name = column.removesuffix("_ppl")
+    if name != column:
+        return "perplexity", f"Perplexity on {NAMES.get(name, name)}"
+    return "average" if column == "average" else "accuracy", f"Zero-shot accuracy, {NAMES.get(name, name)},"
 
 
 def metric(key: str, column: str) -> str:
@@ -105,11 +109,8 @@ def _without_rows(profile: Profile) -> Iterator[dict]:
     for key in ("dense", *profile.settings):
         where = "of the dense model" if key == "dense" else f"at {key} %"
         for column in columns:
-            name = column.removesuffix("_ppl")
-            what = "Perplexity on" if column.endswith("_ppl") else "Zero-shot accuracy,"
-            claim = f"{what} {NAMES.get(name, name)} {where}"
-            kind = "perplexity" if column.endswith("_ppl") else "accuracy"
-            yield _claim(profile, f"{key}-{column}", claim, NO_ROW, metric(key, column), None, kind, False)
+            kind, what = _described(column)
+            yield _claim(profile, f"{key}-{column}", f"{what} {where}", NO_ROW, metric(key, column), None, kind, False)
 
 
 def _claim(profile, name, claim, paper, left, right, kind, expected) -> dict:
