@@ -47,6 +47,7 @@ def test_embedded_model_in_another_dtype():
         ("news", "held-out", 143, 168_646, "Indian security forces have shot dead eight suspected"),
         ("wikipedia", "calibration", 47, 1_138_451, "Anarchism is a political philosophy"),
         ("wikipedia", "held-out", 47, 1_203_443, "Autism is a neurodevelopmental disorder"),
+        ("hamlet", "held-out", 20, 175_013, "SCENE I. Elsinore. A platform before the castle."),
     ],
 )
 def test_texts(corpus, split, count, characters, start):
@@ -55,7 +56,7 @@ def test_texts(corpus, split, count, characters, start):
     assert texts[0].startswith(start)
 
 
-@pytest.mark.parametrize("corpus", sources.CORPORA)
+@pytest.mark.parametrize("corpus", ["news", "wikipedia"])
 def test_no_document_is_in_both_halves_or_twice(corpus):
     documents = load_texts(corpus, "calibration") + load_texts(corpus, "held-out")
     assert len(set(documents)) == len(documents) == {"news": 290, "wikipedia": 94}[corpus]
@@ -101,7 +102,11 @@ def test_clean_wiki_markup(markup, expected, monkeypatch):
 
 @pytest.mark.parametrize(
     ("corpus", "split", "message"),
-    [("books", "held-out", "unknown corpus 'books'; allowed: news, wik"), ("news", "test", "unknown split 'test'")],
+    [
+        ("books", "held-out", "unknown corpus 'books'; allowed: news, wik"),
+        ("news", "test", "unknown split 'test'"),
+        ("hamlet", "calibration", "the corpus 'hamlet' is for judging alone"),
+    ],
 )
 def test_unknown_text(corpus, split, message):
     with pytest.raises(SourceError, match=message):

@@ -92,11 +92,9 @@ def zeroshot(
     with _errors_only():
         loaded = {"tasks": _load_tasks(list(tasks), Path(task_folder)), "groups": {}, "group_map": {}}
         # lm-eval may give the tokenizer a padding token: a copy, so that the caller's stays as it is.
-        harness = _Harness(
-            model, copy.deepcopy(tokenizer), batch_size, add_bos_token, progress or followed() is not None
-        )
-        # lm-eval has no switch for some of its bars.
         stream = followed()
+        harness = _Harness(model, copy.deepcopy(tokenizer), batch_size, add_bos_token, progress or stream is not None)
+        # lm-eval has no switch for some of its bars.
         with nullcontext() if progress and not stream else redirect_stderr(stream or io.StringIO()):
             found = evaluate(harness, loaded, limit=limit, log_samples=False)
     rows = []

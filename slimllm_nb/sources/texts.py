@@ -5,7 +5,7 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
-from slimllm_nb.corpora import EMBEDDED, CorpusError, TextSource, find_corpus
+from slimllm_nb.corpora import EMBEDDED, NEVER_CALIBRATED, CorpusError, TextSource, find_corpus
 from slimllm_nb.sources.downloads import SourceError
 from slimllm_nb.sources.embedded_texts import embedded_texts
 from slimllm_nb.sources.hub import hub_error, local_copy
@@ -19,8 +19,9 @@ def load_texts(corpus: str, split: str, own: Mapping[str, TextSource] | None = N
     """The documents of a corpus, in its own order.
 
     corpus: an embedded one, one of data/corpora.yaml, or one of your `own` (a profile's `texts`). split: of the
-    embedded ones, which half (embedded_texts); the others are one split as they are, and are refused by a profile that
-    would both calibrate and evaluate on them. Raises SourceError for unknown names and for what cannot be loaded.
+    embedded ones, which half (embedded_texts; "hamlet" is held out whole); the others are one split as they are, and
+    are refused by a profile that would both calibrate and evaluate on them. Raises SourceError for unknown names and
+    for what cannot be loaded.
     """
     if split not in SPLITS:
         raise SourceError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
@@ -29,6 +30,8 @@ def load_texts(corpus: str, split: str, own: Mapping[str, TextSource] | None = N
     except CorpusError as error:
         raise SourceError(str(error)) from error
     if source is None:
+        if corpus in NEVER_CALIBRATED and split == "calibration":
+            raise SourceError(f"the corpus {corpus!r} is for judging alone: it has no calibration half")
         return embedded_texts(corpus, split)
     documents = _from_files(source) if source.files else _from_dataset(source)
     if not documents:
@@ -42,7 +45,7 @@ def _from_dataset(source: TextSource) -> list[str]:
     import datasets
     import pyarrow.compute as compute
 
-    path = source.dataset if Path(source.dataset).is_dir() else local_copy("datasets", source.dataset)
+    path = local_copy("datasets", source.dataset)
     options = {} if Path(path).is_dir() else {"revision": source.revision}
     if source.data_files:
         options["data_files"] = {source.split: source.data_files}
