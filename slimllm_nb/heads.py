@@ -77,18 +77,24 @@ def head_importance(covariance: Float[Tensor, "hidden heads heads"]) -> Float[Te
 
 
 def select_heads(
-    covariance: Float[Tensor, "hidden heads heads"], num_pruned: int, greedy: bool = True
+    covariance: Float[Tensor, "hidden heads heads"],
+    num_pruned: int,
+    greedy: bool = True,
+    importance: Float[Tensor, "heads"] | None = None,
 ) -> Int[Tensor, "kept"]:
     """The heads to keep, sorted, after `num_pruned` of them go. Paper Algorithm 1.
 
     The `num_pruned` least important heads are the first guess. Greedy search: each of them, from the least important
     on, is tried in the place of every kept head; the best exchange is made if it raises sim(kept).
+    importance: another first guess than head_importance(covariance).
     Errors: ValueError unless 0 <= num_pruned < heads.
     """
     heads = covariance.shape[1]
     if not 0 <= num_pruned < heads:
         raise ValueError(f"num_pruned is {num_pruned}; allowed: 0 to {heads - 1} (a layer keeps at least one head)")
-    order = torch.argsort(head_importance(covariance), stable=True)
+    if importance is None:
+        importance = head_importance(covariance)
+    order = torch.argsort(importance, stable=True)
     pruned, kept = order[:num_pruned], order[num_pruned:].sort().values
     if not greedy:
         return kept

@@ -34,7 +34,8 @@ def test_counts_are_rounded_and_one_of_each_stays(ratio, heads, channels):
 def test_removed_parameters_are_those_that_left(biases, recover, generator):
     model = make_small_model(4, attention_bias=biases, mlp_bias=biases)
     input_ids = torch.randint(0, 101, (8, 10), generator=generator)
-    options = {"pruning_ratio": 0.5, "pruned_layers": 3, "alpha": 1.0, "recover": recover, "progress": False}
+    options = {"pruning_ratio": 0.5, "pruned_layers": 3, "alpha": 1.0, "progress": False}
+    options["method"] = {"recovery": "regression" if recover else "none"}
     pruned, _ = prune(model, input_ids, **options)
     for before, after in zip(model.model.layers, pruned.model.layers, strict=True):
         old, new = layer_widths(before), layer_widths(after)
@@ -64,12 +65,19 @@ def test_a_plan_removes_what_the_target_asks(part, shift):
     total = sum(p.numel() for p in whole.parameters())
     before = None
     for target in (0.9, 0.75, 0.6):
-        plan = plan_target(lambda r: ratios.allocate(similarity, r, 5, 2.0), model, target, part, shift)
+        plan = plan_target(
+            lambda r: ratios.allocate(similarity, r, 5, 2.0)[:, None].expand(-1, 2), model, target, part, shift
+        )
         assert sum(plan.removals) == pytest.approx((1 - target) * total, rel=1e-6)
         assert plan.removals[0] == 0 < min(plan.removals[1:])
         assert before is None or plan.pruning_ratio > before
         before = plan.pruning_ratio
-    assert plan_target(lambda r: ratios.allocate(similarity, r, 5, 2.0), model, 1.0, part, shift).pruning_ratio == 0
+    assert (
+        plan_target(
+            lambda r: ratios.allocate(similarity, r, 5, 2.0)[:, None].expand(-1, 2), model, 1.0, part, shift
+        ).pruning_ratio
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +96,11 @@ def test_targets_that_are_none_are_refused(part, target, message):
 def test_targets_out_of_reach_are_refused():
     with pytest.raises(ValueError, match=r"target_parameters is 0.1 of the decoder, but at least 0\.5\d+ of it stay"):
         plan_target(
-            lambda r: ratios.allocate(torch.ones(4), r, 2, 0.0), make_small_model(8), 0.1, "decoder", shift=True
+            lambda r: ratios.allocate(torch.ones(4), r, 2, 0.0)[:, None].expand(-1, 2),
+            make_small_model(8),
+            0.1,
+            "decoder",
+            shift=True,
         )
     with pytest.raises(ValueError, match=r"0\.7 of the model, but 0\.7040 are left, which is not within 0\.003"):
         check_met(0.7, "model", 0.704)

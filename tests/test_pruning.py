@@ -43,7 +43,12 @@ def same_function(a, b, input_ids):
 def test_prune_equals_the_literal_method(small_model, input_ids, options):
     settings = SETTINGS | options
     literal, kept_heads, kept_channels = literal_prune(small_model, input_ids, **settings)
-    pruned, report = prune(small_model, input_ids, **settings, progress=False)
+    method = {
+        "head_selection": "greedy" if settings.pop("greedy", True) else "lowest",
+        "channel_selection": {"name": "keep_lowest", "keep_lowest": settings.pop("keep_lowest", 0.01)},
+        "recovery": "regression" if settings.pop("recover", True) else "none",
+    }
+    pruned, report = prune(small_model, input_ids, **settings, method=method, progress=False)
     assert [layer.kept_heads for layer in report.layers] == kept_heads
     assert [layer.kept_channels for layer in report.layers] == kept_channels
     same_function(pruned, literal, input_ids)
@@ -160,7 +165,7 @@ def test_target(part, target, input_ids):
 
 
 @pytest.mark.parametrize("key_value_heads", [8, 2])
-@pytest.mark.parametrize("options", [{}, {"recover": False}, {"alpha": 40.0}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"method": {"recovery": "none"}}, {"alpha": 40.0}], ids=str)
 def test_target_with_heads_of_every_kind(key_value_heads, options, input_ids):
     model = make_small_model(key_value_heads, intermediate_size=300)
     for target in (0.95, 0.85, 0.75):
@@ -195,9 +200,18 @@ BAD = {
         "target_parameters is 0.01 of the model, but at least",
     ),
     "target range": ({"pruning_ratio": None, "target_parameters": 1.5}, "target_parameters is 1.5; allowed"),
-    "part": ({"pruning_ratio": None, "target_parameters": 0.8, "target_of": "head"}, "target_of is 'head'; allowed"),
+    "target of": (
+        {"pruning_ratio": None, "target_parameters": 0.8, "target_of": "head"},
+        "target_of is 'head'; allowed",
+    ),
     "batch": ({"batch_size": 0}, "batch_size is 0; allowed"),
-    "keep_lowest": ({"keep_lowest": 1.0}, "keep_lowest is 1.0; allowed"),
+    "keep_lowest": (
+        {"method": {"channel_selection": {"name": "keep_lowest", "keep_lowest": 1.0}}},
+        "keep_lowest is 1.0; allowed",
+    ),
+    "method": ({"method": "flapp"}, "unknown method 'flapp'; allowed: .*slimllm"),
+    "part": ({"method": {"recovery": "rigde"}}, "unknown recovery 'rigde'; allowed: .*regression, .*or a function"),
+    "kind": ({"method": {"chanel_score": "lorap"}}, "a method has no chanel_score; allowed: name, base, head_score"),
 }
 
 
@@ -273,21 +287,3 @@ def test_later_layers_see_what_the_saved_weights_give(small_model, input_ids):
     own = pruned.model(input_ids, output_hidden_states=True).hidden_states
     for before, now in zip(entered, own[:-1], strict=True):
         assert torch.equal(before, now)
-
-
-def test_scores_of_your_own(small_model, input_ids):
-    def last_heads(attention, covariance):
-        return torch.arange(covariance.shape[1]).double()
-
-    def few_channels(mlp, statistics):
-        return -torch.arange(len(statistics.activation_norms)).double()
-
-    settings = {"pruning_ratio": 0.5, "pruned_layers": 4, "alpha": 0.0, "keep_lowest": 0.0, "progress": False}
-    _, report = prune(small_model, input_ids, head_score=last_heads, channel_score=few_channels, **settings)
-    for layer in report.layers:
-        assert layer.kept_heads == [4, 5, 6, 7]
-        assert layer.kept_channels == list(range(40))
-    with pytest.raises(ValueError, match=r"layer 0, attention: head_score returned shape \(3,\); allowed: \(8,\)"):
-        prune(small_model, input_ids, head_score=lambda *_: torch.zeros(3), **settings)
-    with pytest.raises(ValueError, match="MLP: channel_score returned scores that are not finite"):
-        prune(small_model, input_ids, channel_score=lambda *_: torch.full((80,), float("nan")), **settings)

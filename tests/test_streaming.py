@@ -15,14 +15,14 @@ def test_the_first_layer_is_pruned_as_the_whole_forms_say(small_model, generator
     input_ids = torch.randint(0, 101, (12, 10), generator=generator)
     seen = {}
 
-    def watched(mlp, statistics):
-        scores = channels.importance_from_statistics(
-            statistics, mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight
-        )
+    def watched(mlp_input_norms, input_norms, output_scatter, gate_weight, up_weight, output_weight):
+        statistics = channels.ChannelStatistics(mlp_input_norms, input_norms, output_scatter)
+        scores = channels.importance_from_statistics(statistics, gate_weight, up_weight, output_weight)
         seen.setdefault("importance", scores)
         return scores
 
-    pruned, report = prune(small_model, input_ids, **SETTINGS, batch_size=batch_size, channel_score=watched)
+    method = {"channel_score": watched}
+    pruned, report = prune(small_model, input_ids, **SETTINGS, batch_size=batch_size, method=method)
     layer, new, line = small_model.model.layers[0], pruned.model.layers[0], report.layers[0]
     hidden = calibration.embed(small_model, input_ids)
     x = calibration.head_inputs(layer, hidden, calibration.layer_context(small_model, hidden))

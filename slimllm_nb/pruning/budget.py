@@ -14,10 +14,13 @@ TOLERANCE = 0.003  # a target is met when the share that is left is within 0.3 p
 PARTS = ("model", "decoder")
 
 
-def removed_counts(widths: Widths, ratio: float) -> tuple[int, int]:
-    """How many heads and channels a layer's ratio takes: round(ratio * count), but one of each always stays."""
+def removed_counts(widths: Widths, ratio: float, channel_ratio: float | None = None) -> tuple[int, int]:
+    """How many heads and channels a layer's ratio takes: round(ratio * count), but one of each always stays.
+
+    channel_ratio: of the channels, where it is another one.
+    """
     heads = min(round(ratio * widths.heads), widths.heads - 1)
-    channels = min(round(ratio * widths.channels), widths.channels - 1)
+    channels = min(round((ratio if channel_ratio is None else channel_ratio) * widths.channels), widths.channels - 1)
     return heads, channels
 
 
@@ -59,7 +62,7 @@ class Plan:
 
 
 def plan_target(
-    allocation: Callable[[float], Float[Tensor, "layers"]],
+    allocation: Callable[[float], Float[Tensor, "layers 2"]],
     model: LlamaForCausalLM,
     target: float,
     part: str,
@@ -67,7 +70,7 @@ def plan_target(
 ) -> Plan:
     """The pruning ratio that leaves `target` (a share, 0 to 1) of the parameters of `part`: "model" or "decoder".
 
-    A layer with ratio r is to lose the share r of the parameters of its heads and channels. Heads are few and come
+    A layer is to lose its ratios' shares of the parameters of its heads and of its channels. Heads are few and come
     whole, and which key/value heads lose their last query head is known only when the heads are chosen; so the walk
     through the decoder takes the heads first, and the channels make up the rest (`channels_for`). What one layer cannot
     give is asked of the next ones. One pruning meets any target within reach.
@@ -76,7 +79,10 @@ def plan_target(
     total, layers = count_parameters(model)[part], list(model.model.layers)
     widths = [layer_widths(layer) for layer in layers]
     whole = [
-        removed_parameters(layer, w.heads, w.key_value_heads, w.channels, shift=False)
+        (
+            removed_parameters(layer, w.heads, w.key_value_heads, 0, shift=False),
+            removed_parameters(layer, 0, 0, w.channels, shift=False),
+        )
         for layer, w in zip(layers, widths, strict=True)
     ]
     most = [
@@ -86,7 +92,10 @@ def plan_target(
 
     def removals(ratio: float) -> list[float]:
         shares = allocation(ratio).tolist()
-        return [min(share * size, limit) for share, size, limit in zip(shares, whole, most, strict=True)]
+        return [
+            min(heads * of_heads + channels * of_channels, limit)
+            for (heads, channels), (of_heads, of_channels), limit in zip(shares, whole, most, strict=True)
+        ]
 
     wanted, low, high = (1 - target) * total, 0.0, 1 - 1e-9
     if sum(removals(high)) < wanted - TOLERANCE * total:

@@ -1,11 +1,7 @@
-"""One decoder layer through the method: heads, regression, channels, regression (paper sections 4.1 to 4.3).
-
-What heads.head_covariance, channels.channel_importance and regression.fit take whole is gathered here batch by batch
-(streaming.py), so that no activation need stay in memory; tests/test_streaming.py ties both together.
-"""
+"""One decoder layer through a method: heads, recovery, channels, recovery (paper sections 4.1 to 4.3)."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,35 +9,30 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slimllm_nb import calibration, channels, heads, regression
-from slimllm_nb.llama import head_columns, key_value_owner, layer_widths
+from slimllm_nb import calibration, regression
+from slimllm_nb.llama import key_value_owner, layer_widths
+from slimllm_nb.methods import Method, Part, PartError
+from slimllm_nb.methods.registry import checked_choice, checked_scores
 from slimllm_nb.pruning.budget import channels_for, removed_counts
+from slimllm_nb.pruning.quantities import ChannelQuantities, HeadQuantities, Quantities, Rows, needed
 from slimllm_nb.pruning.report import LayerReport
-from slimllm_nb.pruning.slicing import NOT_FITTED, Affine, layer_overrides, sliced_attention, sliced_mlp
-from slimllm_nb.pruning.streaming import RunningMoments, RunningNorms, RunningScatter
+from slimllm_nb.pruning.slicing import Recovered, layer_overrides, sliced_attention, sliced_mlp
 
-HeadScore = Callable[[nn.Module, Float[Tensor, "hidden heads heads"]], Float[Tensor, "heads"]]
-ChannelScore = Callable[[nn.Module, channels.ChannelStatistics], Float[Tensor, "intermediate"]]
-Batches = Callable[[], Iterator]  # starts an iteration over what was computed for every batch; may be called again
+AllRows = Callable[[], Iterator[Rows]]  # starts an iteration over the batches; may be called again
+Context = Callable[[Tensor], dict]
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """What stays of a half of a layer, and the moments to fit the recovery on (None: nothing was pruned)."""
-
-    kept: Int[Tensor, "kept"]
-    moments: regression.Moments | None = None
-
-
-@dataclass(frozen=True)
-class Part:
-    """The pruned half of a layer: its tensors, what was kept, and how well the regression did."""
+class Half:
+    """The pruned half of a layer: its tensors, the heads or channels and columns kept, and how well it was mended."""
 
     tensors: dict[str, Tensor]
     kept: Int[Tensor, "kept"]
+    columns: Int[Tensor, "columns"]
     error_before: float | None = None
     error_after: float | None = None
     mean_scale: float | None = None
+    measure: bool = False  # error_after is to be measured on what comes out
 
 
 @dataclass(frozen=True)
@@ -55,156 +46,192 @@ class PrunedLayer:
 
 @dataclass(frozen=True)
 class LayerPruner:
-    """prune()'s settings as far as a single layer is concerned; see prune()."""
+    """A method and prune()'s settings as far as a single layer is concerned; see prune().
 
-    greedy: bool = True
-    keep_lowest: float = 0.01
-    recover: bool = True
-    head_score: HeadScore | None = None
-    channel_score: ChannelScore | None = None
+    gradients: for every layer, what the method's scores ask for.
+    """
+
+    method: Method
     batch_size: int = 8
     activation_bytes: int = 2 << 30
+    seed: int = 0
+    gradients: list[dict[str, Tensor]] | None = None
 
+    @torch.no_grad()
     def __call__(
         self,
         layer: nn.Module,
         hidden: Float[Tensor, "samples length hidden"],
-        context: Callable[[Tensor], dict],
-        ratio: float,
+        context: Context,
+        ratios: tuple[float, float],
         removal: float | None,
-        similarity: float,
+        similarity: float | None,
         index: int,
     ) -> PrunedLayer:
         """Prune one layer. `hidden` is what enters it, and is overwritten with what leaves the pruned layer.
 
-        removal: parameters that the layer is to lose, for which the channels make up what whole heads leave; None: the
-        ratio alone decides.
+        ratios: of the heads and of the channels. removal: parameters that the layer is to lose, for which the channels
+        make up what whole heads leave; None: the ratios alone decide.
         """
         start = time.perf_counter()
-        name, batches = f"decoder layer {index}", hidden.split(self.batch_size)
-        num_heads, num_channels = removed_counts(layer_widths(layer), ratio)
+        batches, widths = hidden.split(self.batch_size), layer_widths(layer)
+        num_heads, num_channels = removed_counts(widths, *ratios)
 
-        entering = self._head_inputs(layer, batches, context)
-        attention = self._recover(
-            self._choose_heads(layer, entering, num_heads, f"{name}, attention"),
-            lambda kept, affine: sliced_attention(layer.self_attn, kept, affine),
-        )
-        _add_attention(layer.self_attn, batches, entering, attention, name)
+        method = self.method
+        quantities = self._head_quantities(layer, batches, context, index, method.head_parts)
+        chosen = self._choose(quantities, method.head_score, method.head_selection, widths.heads, num_heads)
+        attention = self._recover(quantities, chosen, widths.heads, sliced_attention)
+        attention = _push(batches, quantities, attention, "o_proj")
 
         if removal is not None:
             gone = parameters(layer.self_attn.state_dict()) - parameters(attention.tensors)
-            num_channels = channels_for(layer, removal - gone, self.recover)
-        inside = self._mlp_products(layer, batches)
-        mlp = self._recover(
-            self._choose_channels(layer, batches, inside, num_channels, f"{name}, MLP"),
-            lambda kept, affine: sliced_mlp(layer.mlp, kept, affine),
-        )
-        _add_mlp(batches, inside, mlp, name)
-        clipped = round(ratio * layer_widths(layer).heads) > num_heads
-        clipped |= removal is None and round(ratio * layer_widths(layer).channels) > num_channels
-        return _finished(layer, attention, mlp, ratio, clipped, similarity, index, time.perf_counter() - start)
+            num_channels = channels_for(layer, removal - gone, method.recovery.adds_bias)
+        quantities = self._channel_quantities(layer, batches, context, index, method.channel_parts)
+        chosen = self._choose(quantities, method.channel_score, method.channel_selection, widths.channels, num_channels)
+        mlp = self._recover(quantities, chosen, widths.channels, sliced_mlp)
+        mlp = _push(batches, quantities, mlp, "down_proj")
 
-    def _choose_heads(self, layer: nn.Module, entering: Batches, num_pruned: int, where: str) -> Chosen:
-        """Paper section 4.1, from the covariance of what enters `o_proj`."""
-        weight, num_heads = layer.self_attn.o_proj.weight, layer_widths(layer).heads
+        clipped = round(ratios[0] * widths.heads) > num_heads
+        clipped |= removal is None and round(ratios[1] * widths.channels) > num_channels
+        return _finished(layer, attention, mlp, ratios, clipped, similarity, index, time.perf_counter() - start)
+
+    @torch.no_grad()
+    def scores(
+        self, layer: nn.Module, hidden: Float[Tensor, "samples length hidden"], context: Context, index: int
+    ) -> tuple[Float[Tensor, "heads"], Float[Tensor, "intermediate"]]:
+        """Head and channel scores of a layer from which nothing goes. `hidden` is overwritten with what leaves it."""
+        batches, widths = hidden.split(self.batch_size), layer_widths(layer)
+        found = []
+        for make, part, count, cut, projection in (
+            (self._head_quantities, self.method.head_score, widths.heads, sliced_attention, "o_proj"),
+            (self._channel_quantities, self.method.channel_score, widths.channels, sliced_mlp, "down_proj"),
+        ):
+            quantities = make(layer, batches, context, index, [part])
+            found.append(checked_scores(part, part(quantities), count, quantities.where))
+            _push(batches, quantities, self._recover(quantities, None, count, cut), projection)
+        return found[0], found[1]
+
+    def _choose(
+        self, quantities: Quantities, score: Part, selection: Part, count: int, num_pruned: int
+    ) -> Int[Tensor, "kept"] | None:
+        """What stays; None: everything."""
         if num_pruned == 0:
-            return Chosen(torch.arange(num_heads, device=weight.device))
-        seen = RunningScatter()
-        for rows in entering():
-            seen.update(rows)
-        _check_finite(seen.scatter, where)
-        covariance = heads.covariance_of_contributions(seen.scatter / seen.count, weight, num_heads)
-        if self.head_score is None:
-            kept = heads.select_heads(covariance, num_pruned, self.greedy)
-        else:
-            scores = _checked(self.head_score(layer.self_attn, covariance), num_heads, f"{where}: head_score")
-            kept = torch.argsort(scores, stable=True)[num_pruned:].sort().values
-        return Chosen(kept, _head_moments(covariance, seen.mean, weight, kept))
+            return None
+        quantities.known["num_pruned"] = num_pruned
+        if "scores" in selection.needs:
+            quantities.known["scores"] = checked_scores(score, score(quantities), count, quantities.where)
+        return checked_choice(selection, selection(quantities), count, num_pruned, quantities.where)
 
-    def _choose_channels(
-        self, layer: nn.Module, batches: tuple[Tensor, ...], inside: Batches, num_pruned: int, where: str
-    ) -> Chosen:
-        """Paper section 4.2, from norms of what enters the MLP and `down_proj`, and the scatter of what leaves it."""
-        mlp, num_channels = layer.mlp, layer_widths(layer).channels
-        weight = mlp.down_proj.weight
-        if num_pruned == 0:
-            return Chosen(torch.arange(num_channels, device=weight.device))
-        input_norms, activation_norms, seen = RunningNorms(), RunningNorms(), RunningScatter()
-        for batch, (activations, full) in zip(batches, inside(), strict=True):
-            input_norms.update(calibration.mlp_inputs(layer, batch))
-            activation_norms.update(activations)
-            seen.update(full)
-        _check_finite(seen.scatter, where)
-        statistics = channels.ChannelStatistics(input_norms.norms, activation_norms.norms, seen.scatter)
-        if self.channel_score is None:
-            scores = channels.importance_from_statistics(statistics, mlp.gate_proj.weight, mlp.up_proj.weight, weight)
-        else:
-            scores = _checked(self.channel_score(mlp, statistics), num_channels, f"{where}: channel_score")
-        kept = channels.select_channels(scores, num_pruned, self.keep_lowest)
-        fitted = RunningMoments()
-        for activations, full in inside():
-            kept_output = functional.linear(activations[:, kept], weight[:, kept])
-            fitted.update(regression.moments(kept_output, full), len(full))
-        return Chosen(kept, fitted.moments)
+    def _recover(
+        self, quantities: Quantities, kept: Tensor | None, count: int, cut: Callable[..., dict[str, Tensor]]
+    ) -> Half:
+        """Paper section 4.3, or another way to mend: the weights cut, with the recovery folded in."""
+        weight, module = quantities.known["output_weight"], quantities.half
+        if kept is None:
+            everything = torch.arange(count, device=weight.device)
+            quantities.keep(everything)
+            return Half(cut(module, everything, None), everything, quantities["kept"])
+        quantities.keep(kept)
+        columns, part = quantities["kept"], self.method.recovery
+        error = regression.relative_error(quantities["moments"])
+        result = part(quantities)
+        if result is None:
+            return Half(cut(module, kept, None), kept, columns, error)
+        first, second = _checked_recovery(part, result, weight, columns, quantities.where)
+        if first.ndim == 1:  # a scale and a shift
+            after = regression.relative_error(quantities["moments"], first, second)
+            recovered = Recovered(first[:, None] * weight[:, columns].double(), second)
+            return Half(cut(module, kept, recovered), kept, columns, error, after, first.mean().item())
+        return Half(cut(module, kept, Recovered(first, second)), kept, columns, error, measure=True)
 
-    def _recover(self, chosen: Chosen, cut: Callable[[Tensor, Affine], dict[str, Tensor]]) -> Part:
-        """Paper section 4.3: fit scale and shift, and cut the weights with both folded in."""
-        kept, moments = chosen.kept, chosen.moments
-        if moments is None:
-            return Part(cut(kept, NOT_FITTED), kept)
-        error = regression.relative_error(moments)
-        if not self.recover:
-            return Part(cut(kept, NOT_FITTED), kept, error_before=error)
-        scale, shift = regression.fit_moments(moments)
-        return Part(
-            cut(kept, Affine(scale, shift)),
-            kept,
-            error_before=error,
-            error_after=regression.relative_error(moments, scale, shift),
-            mean_scale=scale.mean().item(),
-        )
+    def _known(self, index: int, half: int, weights: Mapping[str, str], folder: str) -> dict:
+        gradients = self.gradients[index] if self.gradients else {}
+        named = {f"{name}_gradient": gradients.get(f"{folder}.{one}.weight") for name, one in weights.items()}
+        generator = torch.Generator().manual_seed((self.seed * 100_003 + index) * 2 + half)
+        return {"layer_index": index, "generator": generator} | named
 
-    def _head_inputs(self, layer: nn.Module, batches: tuple[Tensor, ...], context: Callable) -> Batches:
+    def _head_quantities(
+        self, layer: nn.Module, batches: tuple[Tensor, ...], context: Context, index: int, parts: list[Part]
+    ) -> Quantities:
+        weight = layer.self_attn.o_proj.weight
+
         def compute(batch: Tensor) -> Tensor:
             return calibration.head_inputs(layer, batch, context(batch)).flatten(1)
 
-        return self._replayable(compute, batches, layer.self_attn.o_proj.in_features)
+        inputs = self._replayable(compute, batches, weight.shape[1])
 
-    def _mlp_products(self, layer: nn.Module, batches: tuple[Tensor, ...]) -> Batches:
-        """What enters `down_proj`, and what leaves it."""
+        def rows() -> Iterator[Rows]:
+            for batch, x in zip(batches, inputs(), strict=True):
+                yield Rows(x, len(batch), lambda x=x: functional.linear(x, weight))
+
+        known = self._known(index, 0, HeadQuantities.weights, "self_attn")
+        return HeadQuantities(layer, rows, needed(parts), f"decoder layer {index}, attention", **known)
+
+    def _channel_quantities(
+        self, layer: nn.Module, batches: tuple[Tensor, ...], context: Context, index: int, parts: list[Part]
+    ) -> Quantities:
         weight = layer.mlp.down_proj.weight
 
         def compute(batch: Tensor) -> tuple[Tensor, Tensor]:
             activations = calibration.mlp_activations(layer, calibration.mlp_inputs(layer, batch))
             return activations, functional.linear(activations, weight)
 
-        return self._replayable(compute, batches, sum(weight.shape))
+        products = self._replayable(compute, batches, sum(weight.shape))
 
-    def _replayable(self, compute: Callable, batches: tuple[Tensor, ...], width: int) -> Batches:
+        def rows() -> Iterator[Rows]:
+            for batch, (activations, full) in zip(batches, products(), strict=True):
+                yield Rows(
+                    activations, len(batch), lambda full=full: full, lambda b=batch: calibration.mlp_inputs(layer, b)
+                )
+
+        known = self._known(index, 1, ChannelQuantities.weights, "mlp")
+        return ChannelQuantities(layer, rows, needed(parts), f"decoder layer {index}, MLP", **known)
+
+    def _replayable(self, compute: Callable, batches: tuple[Tensor, ...], width: int) -> Callable[[], Iterator]:
         """compute(batch) for every batch, as often as asked: kept in memory where it fits, else computed again."""
         rows = sum(batch.shape[:-1].numel() for batch in batches)
         if rows * width * batches[0].element_size() <= self.activation_bytes:
             stored = [compute(batch) for batch in batches]
             return lambda: iter(stored)
-        return lambda: (compute(batch) for batch in batches)
+        return lambda: map(compute, batches)
 
 
-def _add_attention(attention: nn.Module, batches: tuple[Tensor, ...], entering: Batches, part: Part, name: str) -> None:
-    """Add the pruned attention's output, by the very weights that are saved, to what enters the layer."""
-    columns = head_columns(part.kept, attention.head_dim)
-    for batch, rows in zip(batches, entering(), strict=True):
-        _add(batch, rows[:, columns], part.tensors, "o_proj", f"{name}, attention")
+def _push(batches: tuple[Tensor, ...], quantities: Quantities, half: Half, projection: str) -> Half:
+    """Add what the pruned half gives to the residual stream, batch by batch."""
+    weight, bias = half.tensors[f"{projection}.weight"], half.tensors.get(f"{projection}.bias")
+    full_bias, squares, energy = quantities.projection_bias, 0.0, 0.0
+    for batch, rows in zip(batches, quantities.rows(), strict=True):
+        output = functional.linear(rows.inputs[:, half.columns], weight, bias)
+        if not torch.isfinite(output).all():
+            raise ValueError(
+                f"{quantities.where}: activations are not finite (NaN or infinite); check the weights and the dtype"
+            )
+        if half.measure:
+            full = rows.outputs().double()
+            mended = output.double() if full_bias is None else output.double() - full_bias.double()
+            squares, energy = squares + (mended - full).square().sum(), energy + full.square().sum()
+        batch += output.view_as(batch)
+    if not half.measure:
+        return half
+    error = (squares / energy.clamp_min(torch.finfo(energy.dtype).tiny)).sqrt().item()
+    return Half(half.tensors, half.kept, half.columns, half.error_before, error)
 
 
-def _add_mlp(batches: tuple[Tensor, ...], inside: Batches, part: Part, name: str) -> None:
-    for batch, (activations, _) in zip(batches, inside(), strict=True):
-        _add(batch, activations[:, part.kept], part.tensors, "down_proj", f"{name}, MLP")
-
-
-def _add(batch: Tensor, rows: Tensor, tensors: dict[str, Tensor], projection: str, where: str) -> None:
-    output = functional.linear(rows, tensors[f"{projection}.weight"], tensors.get(f"{projection}.bias"))
-    _check_finite(output, where)
-    batch += output.view_as(batch)
+def _checked_recovery(part: Part, result, weight: Tensor, columns: Tensor, where: str) -> tuple[Tensor, Tensor | None]:
+    """Errors: PartError unless it is a scale and a shift, or a weight and a bias (or None), all finite."""
+    hidden, shapes = weight.shape[0], [((weight.shape[0],),) * 2, ((weight.shape[0], len(columns)), (weight.shape[0],))]
+    try:
+        first, second = result
+        found = (tuple(first.shape), (hidden,) if second is None else tuple(second.shape))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise PartError(
+            f"{where}: {part} returned {type(result).__name__}; allowed: a pair of tensors, None"
+        ) from error
+    if found not in shapes or (first.ndim == 1 and second is None):
+        raise PartError(f"{where}: {part} returned shapes {found[0]}, {found[1]}; allowed: {shapes[0]} or {shapes[1]}")
+    if not torch.isfinite(first).all() or (second is not None and not torch.isfinite(second).all()):
+        raise PartError(f"{where}: {part} returned values that are not finite")
+    return first.double(), None if second is None else second.double()
 
 
 def parameters(tensors: dict[str, Tensor]) -> int:
@@ -214,11 +241,11 @@ def parameters(tensors: dict[str, Tensor]) -> int:
 
 def _finished(
     layer: nn.Module,
-    attention: Part,
-    mlp: Part,
-    ratio: float,
+    attention: Half,
+    mlp: Half,
+    ratios: tuple[float, float],
     clipped: bool,
-    similarity: float,
+    similarity: float | None,
     index: int,
     seconds: float,
 ) -> PrunedLayer:
@@ -236,7 +263,8 @@ def _finished(
     report = LayerReport(
         index=index,
         similarity=similarity,
-        ratio=ratio,
+        ratio=ratios[0],
+        channel_ratio=ratios[1],
         clipped=clipped,
         heads=widths.heads,
         channels=widths.channels,
@@ -253,35 +281,3 @@ def _finished(
     )
     overrides = layer_overrides(attention.tensors, mlp.tensors, layer.self_attn.head_dim, queries.tolist())
     return PrunedLayer(tensors, overrides, report)
-
-
-def _head_moments(
-    covariance: Float[Tensor, "hidden heads heads"],
-    mean_inputs: Float[Tensor, "width"],
-    weight: Float[Tensor, "hidden width"],
-    kept: Int[Tensor, "kept"],
-) -> regression.Moments:
-    """Moments of the kept heads' output against the full one: sums of the contributions' covariances."""
-    rows = covariance[:, kept]
-    columns = head_columns(kept, weight.shape[1] // covariance.shape[1])
-    weight = weight.to(mean_inputs)
-    return regression.Moments(
-        mean_kept=weight[:, columns] @ mean_inputs[columns],
-        mean_full=weight @ mean_inputs,
-        var_kept=rows[:, :, kept].sum((1, 2)),
-        var_full=covariance.sum((1, 2)),
-        cov=rows.sum((1, 2)),
-    )
-
-
-def _check_finite(scatter: Tensor, where: str) -> None:
-    if not torch.isfinite(scatter).all():
-        raise ValueError(f"{where}: activations are not finite (NaN or infinite); check the weights and the dtype")
-
-
-def _checked(scores: Tensor, count: int, where: str) -> Tensor:
-    if scores.shape != (count,):
-        raise ValueError(f"{where} returned shape {tuple(scores.shape)}; allowed: ({count},), a score for each")
-    if not torch.isfinite(scores).all():
-        raise ValueError(f"{where} returned scores that are not finite")
-    return scores

@@ -8,8 +8,9 @@ class LayerReport(BaseModel):
     scales the regression's scale averaged over outputs (paper Figure 2); None where nothing was pruned (or fitted)."""
 
     index: int
-    similarity: float
-    ratio: float
+    similarity: float | None  # None: the method does not ask for it
+    ratio: float  # allocated to the heads
+    channel_ratio: float | None = None  # allocated to the channels; None: as to the heads
     clipped: bool  # the allocated ratio would have taken every head or every channel
     heads: int
     channels: int
@@ -40,6 +41,7 @@ class PartReport(BaseModel):
 class PruningReport(BaseModel):
     """What was asked for, what came out of it, and every layer."""
 
+    method: str = "slimllm"
     pruning_ratio: float
     pruned_layers: int
     alpha: float
@@ -51,7 +53,8 @@ class PruningReport(BaseModel):
     seconds: float
 
     def __str__(self) -> str:
-        lines = [f"pruning ratio {self.pruning_ratio:.4f} over {self.pruned_layers} layers, alpha {self.alpha:g}"]
+        lines = [] if self.method == "slimllm" else [f"method {self.method}"]
+        lines += [f"pruning ratio {self.pruning_ratio:.4f} over {self.pruned_layers} layers, alpha {self.alpha:g}"]
         if self.target_parameters is not None:
             lines.append(f"asked for: {self.target_parameters:.1%} of the parameters of the {self.target_of}")
         for name, part in (("decoder", self.decoder), ("model", self.model)):

@@ -13,32 +13,35 @@ from slimllm_nb.modeling import SlimLlamaConfig, SlimLlamaForCausalLM
 
 
 @dataclass(frozen=True)
-class Affine:
-    """The regression's scale and shift for every output of a projection; None where nothing was fitted."""
+class Recovered:
+    """New weights and bias for the kept inputs of a projection, beside the bias that it has; float64."""
 
-    scale: Float[Tensor, "hidden"] | None = None
-    shift: Float[Tensor, "hidden"] | None = None
-
-
-NOT_FITTED = Affine()
+    weight: Float[Tensor, "hidden kept"]
+    bias: Float[Tensor, "hidden"] | None
 
 
-def sliced_projection(projection: nn.Linear, kept: Int[Tensor, "kept"], affine: Affine) -> dict[str, Tensor]:
-    """Weight and bias of `o_proj` or `down_proj` with the kept inputs alone, scale and shift folded in (eq. 10)."""
+def sliced_projection(
+    projection: nn.Linear, kept: Int[Tensor, "kept"], recovered: Recovered | None
+) -> dict[str, Tensor]:
+    """Weight and bias of `o_proj` or `down_proj` with the kept inputs alone; None: nothing was mended."""
     weight, bias = projection.weight[:, kept], projection.bias
-    if affine.scale is not None:
+    if recovered is not None:
         # Folded in float64 and cast back once.
-        shift = affine.shift if bias is None else affine.shift + bias.double()
-        weight, bias = (affine.scale[:, None] * weight.double()).to(weight.dtype), shift.to(weight.dtype)
+        new, shift = recovered.weight, recovered.bias
+        if bias is not None:
+            shift = bias.double() if shift is None else shift + bias.double()
+        weight, bias = new.to(weight.dtype), None if shift is None else shift.to(weight.dtype)
     return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
 
 
-def sliced_attention(attention: nn.Module, kept_heads: Int[Tensor, "kept"], affine: Affine) -> dict[str, Tensor]:
+def sliced_attention(
+    attention: nn.Module, kept_heads: Int[Tensor, "kept"], recovered: Recovered | None
+) -> dict[str, Tensor]:
     """The tensors of an attention module with the kept query heads, and the key/value heads that one of them reads."""
     query_rows = head_columns(kept_heads, attention.head_dim)
     kept_key_values = key_value_owner(attention)[kept_heads].unique()
     key_value_rows = head_columns(kept_key_values, attention.head_dim)
-    output = sliced_projection(attention.o_proj, query_rows, affine)
+    output = sliced_projection(attention.o_proj, query_rows, recovered)
     return {
         **_rows(attention, "q_proj", query_rows),
         **_rows(attention, "k_proj", key_value_rows),
@@ -47,9 +50,9 @@ def sliced_attention(attention: nn.Module, kept_heads: Int[Tensor, "kept"], affi
     }
 
 
-def sliced_mlp(mlp: nn.Module, kept_channels: Int[Tensor, "kept"], affine: Affine) -> dict[str, Tensor]:
+def sliced_mlp(mlp: nn.Module, kept_channels: Int[Tensor, "kept"], recovered: Recovered | None) -> dict[str, Tensor]:
     """The tensors of an MLP with the kept intermediate channels."""
-    output = sliced_projection(mlp.down_proj, kept_channels, affine)
+    output = sliced_projection(mlp.down_proj, kept_channels, recovered)
     return {
         **_rows(mlp, "gate_proj", kept_channels),
         **_rows(mlp, "up_proj", kept_channels),

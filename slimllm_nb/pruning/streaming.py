@@ -12,37 +12,54 @@ from slimllm_nb.regression import Moments
 
 
 class RunningScatter:
-    """Mean and centred scatter matrix (rows - mean)'(rows - mean) over all tokens seen."""
+    """Mean and centred scatter matrix (rows - mean)'(rows - mean) over all tokens seen; or only its diagonal."""
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, diagonal: bool = False) -> None:
+        self.count, self.only_diagonal = 0, diagonal
 
     def update(self, rows: Float[Tensor, "tokens width"]) -> None:
         rows = rows.double()
         mean = rows.mean(0)
         rows = rows - mean
-        scatter, count = rows.T @ rows, len(rows)
+        self._add(len(rows), mean, rows.square().sum(0) if self.only_diagonal else rows.T @ rows)
+
+    def _add(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         if self.count == 0:
             self.count, self.mean, self.scatter = count, mean, scatter
             return
         total, step = self.count + count, mean - self.mean
-        self.scatter += scatter + torch.outer(step, step) * (self.count * count / total)
+        between = step.square() if self.only_diagonal else torch.outer(step, step)
+        self.scatter += scatter + between * (self.count * count / total)
         self.mean = self.mean + step * (count / total)
         self.count = total
+
+    def merged(self, other: "RunningScatter") -> "RunningScatter":
+        """Over the tokens that either has seen."""
+        both = RunningScatter(self.only_diagonal)
+        both._add(self.count, self.mean, self.scatter.clone())
+        both._add(other.count, other.mean, other.scatter)
+        return both
+
+    def diagonal(self) -> Float[Tensor, "width"]:
+        return self.scatter if self.only_diagonal else self.scatter.diagonal()
+
+    @property
+    def total(self) -> Tensor:
+        return self.scatter
 
 
 class RunningNorms:
     """L2 norms of the columns over all tokens seen."""
 
     def __init__(self) -> None:
-        self.squares: Tensor | float = 0.0
+        self.total: Tensor | float = 0.0
 
     def update(self, rows: Float[Tensor, "tokens width"]) -> None:
-        self.squares = self.squares + rows.double().square().sum(0)
+        self.total = self.total + rows.double().square().sum(0)
 
     @property
     def norms(self) -> Float[Tensor, "width"]:
-        return self.squares.sqrt()
+        return self.total.sqrt()
 
 
 class RunningMoments:

@@ -1,8 +1,9 @@
 """A run's settings: which model, which texts, how much is pruned. Read from data/profiles/*.yaml and validated."""
 
 import os
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -49,7 +50,7 @@ class Setting(Settings):
     """One amount of pruning and the folder in the run folder that keeps the pruned model.
 
     Either pruning_ratio (see ratios.allocate) or target_parameters (the share of the parameters of `target_of` that is
-    to be left; see prune).
+    to be left; see prune). method: another than the profile's.
     """
 
     pruning_ratio: float | None = Field(default=None, ge=0, lt=1)
@@ -58,6 +59,7 @@ class Setting(Settings):
     pruned_layers: int = Field(ge=0)
     alpha: float = Field(allow_inf_nan=False)
     checkpoint: str = Field(pattern=r"^[\w-]+$")
+    method: str | dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _one_amount(self):
@@ -69,6 +71,8 @@ class Setting(Settings):
     def arguments(self) -> dict:
         """The keyword arguments of prune()."""
         shared = {"pruned_layers": self.pruned_layers, "alpha": self.alpha}
+        if self.method is not None:
+            shared["method"] = self.method
         if self.target_parameters is None:
             return {"pruning_ratio": self.pruning_ratio, **shared}
         return {"target_parameters": self.target_parameters, "target_of": self.target_of, **shared}
@@ -105,7 +109,8 @@ class Profile(Settings):
 
     model: "embedded", a folder, or a hub id at `revision`. device: "auto" (a GPU where there is one), "cpu", "cuda",
     "cuda:1". dtype: of the weights ("auto": the checkpoint's own). split_special_tokens: see sources.load_tokenizer.
-    texts: corpora of your own by name.
+    texts: corpora of your own by name. method: a name or a mapping of parts (methods.as_method), for all settings that
+    name no other; parts: Python files of your own that register some, run when the profile is loaded.
     """
 
     name: str = Field(pattern=r"^[\w.-]+$")
@@ -117,12 +122,23 @@ class Profile(Settings):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "float32"
     seed: int = Field(ge=0)
     texts: dict[str, TextSource] = Field(default_factory=dict)
+    method: str | dict[str, Any] | None = None
+    parts: list[str] = Field(default_factory=list)
     calibration: Calibration
     evaluation: Evaluation
     zeroshot: ZeroShot | None = None
     settings: dict[Annotated[str, Field(pattern=r"^\d+(\.\d+)?$")], Setting] = Field(min_length=1)
     published: Published | None = None
     cost: Cost | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _method_of_every_setting(cls, values):
+        if isinstance(values, dict) and values.get("method") is not None and isinstance(values.get("settings"), dict):
+            shared = {"method": values["method"]}
+            settings = {key: shared | one if isinstance(one, dict) else one for key, one in values["settings"].items()}
+            values = values | {"settings": settings}
+        return values
 
     @model_validator(mode="after")
     def _corpora_apart(self):
@@ -143,6 +159,13 @@ class Profile(Settings):
         if len(set(checkpoints)) < len(checkpoints):
             raise ValueError(f"each setting needs a checkpoint folder of its own; found {', '.join(checkpoints)}")
         return self
+
+    @property
+    def method_name(self) -> str:
+        """What tables call the method."""
+        if self.method in (None, "slimllm"):
+            return "SlimLLM"
+        return self.method if isinstance(self.method, str) else self.method.get("name", "own method")
 
     @property
     def loading(self) -> dict:
@@ -180,12 +203,32 @@ def load_profile(name: str) -> Profile:
     profile = read_validated(path, Profile, ProfileError)
     if profile.name != path.stem:
         raise ProfileError(f"{path}: name is {profile.name!r}; it must be {path.stem!r}, as the file is called")
-    return _with_paths(profile, path.resolve().parent)
+    profile = _with_paths(profile, path.resolve().parent)
+    method_files(profile)
+    return profile
+
+
+def method_files(profile: Profile) -> set[Path]:
+    """The files that hold the parts of the profile's methods, where they are not SlimLLM's; runs the profile's own.
+
+    Errors: ProfileError for a file that cannot be run, and a method or part that nobody registered.
+    """
+    methods = [one.method for one in profile.settings.values() if one.method is not None]
+    if not methods and not profile.parts:
+        return set()
+    library = import_module("slimllm_nb.methods")  # by name: what imports profiles need not depend on it (stamps)
+    try:
+        found = {library.load_file(Path(file)) for file in profile.parts}
+        return found | {file for one in methods for file in library.as_method(one).files}
+    except library.PartError as error:
+        raise ProfileError(f"profile {profile.name}: {error}") from error
 
 
 def _with_paths(profile: Profile, folder: Path) -> Profile:
     """Relative paths made absolute: the notebooks run elsewhere. What is no file or folder there is a hub id."""
     changes: dict = {}
+    if profile.parts:
+        changes["parts"] = [str(folder / one) for one in profile.parts]
     if (folder / profile.model).is_dir():
         changes["model"] = str(folder / profile.model)
     texts = {}

@@ -13,7 +13,7 @@ from pathlib import Path
 import slimllm_nb
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.reproduce.claims import load_claims
-from slimllm_nb.reproduce.profiles import Profile
+from slimllm_nb.reproduce.profiles import Profile, method_files
 from slimllm_nb.reproduce.published import NOTEBOOK
 
 PACKAGE = Path(slimllm_nb.__file__).parent
@@ -63,7 +63,7 @@ def digest(path: Path, profile: Profile, parameters: dict[str, object]) -> str:
     claims = [claim.model_dump(mode="json") for claim in load_claims(path.stem, profile)]
     values = [[cell["cell_type"], cell["metadata"].get("tags", []), cell["source"]] for cell in cells]
     total.update(json.dumps([values, profile.model_dump(mode="json"), parameters, claims], sort_keys=True).encode())
-    _add_files(total, {LOCK, *_used_by_cells(path, cells)})
+    _add_files(total, {LOCK, *_used_by_cells(path, cells), *method_files(profile)})
     return total.hexdigest()
 
 

@@ -1,0 +1,76 @@
+"""Optimal Brain Surgeon for whole heads and channels, beyond the paper: remove what costs least after recovery.
+
+Hassibi and Stork (1993), as SparseGPT (arXiv 2301.00774), ZipLM (arXiv 2302.04089) and OSSCAR (arXiv 2403.12983) use it
+for layers: with H = covariance of the inputs + 1 % of its mean diagonal, removing the group g of columns of W and
+letting the others make up for it raises the squared output error by tr(W_g (H^-1_gg)^-1 W_g') / 2.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from slimllm_nb.llama import head_columns
+from slimllm_nb.methods.registry import register
+
+DAMPING = 0.01
+
+
+@register.head_selection("obs")
+def obs_heads(input_covariance, output_weight, head_dim, num_pruned):
+    """Heads go one at a time. With grouped-query attention a query head is the group."""
+    return remove_groups(input_covariance, output_weight, head_dim, num_pruned, rounds=num_pruned)
+
+
+@register.channel_selection("obs")
+def obs_channels(input_covariance, output_weight, num_pruned, rounds=16):
+    """Channels go in `rounds` rounds of as many."""
+    return remove_groups(input_covariance, output_weight, 1, num_pruned, rounds)
+
+
+def remove_groups(
+    covariance: Float[Tensor, "width width"],
+    weight: Float[Tensor, "hidden width"],
+    size: int,
+    num_pruned: int,
+    rounds: int,
+) -> Int[Tensor, "kept"]:
+    """The groups of `size` neighbouring columns to keep, sorted, after `num_pruned` went in `rounds` rounds."""
+    weight = weight.to(covariance).clone()
+    damping = (DAMPING * covariance.diagonal().mean()).clamp_min(torch.finfo(covariance.dtype).tiny)
+    identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance + damping * identity))
+    count = len(covariance) // size
+    alive = torch.ones(count, dtype=torch.bool, device=weight.device)
+    for this_round in range(rounds):
+        # As many in every round as whole groups allow, num_pruned in all.
+        number = num_pruned * (this_round + 1) // rounds - num_pruned * this_round // rounds
+        if number == 0:
+            continue
+        costs = _costs(inverse, weight, size).masked_fill(~alive, torch.inf)
+        going = costs.argsort(stable=True)[:number]
+        alive[going] = False
+        columns = head_columns(going, size)
+        # inverse[:, columns] (inverse[columns, columns])^-1: how the others make up for these columns
+        shares = torch.linalg.solve(inverse[columns][:, columns], inverse[columns]).T
+        weight -= weight[:, columns] @ shares.T
+        inverse -= shares @ inverse[columns]
+        # What is gone must not come back by rounding.
+        weight[:, columns] = 0
+        inverse[columns], inverse[:, columns] = 0, 0
+        inverse[columns, columns] = 1
+    return alive.nonzero().flatten()
+
+
+def _costs(
+    inverse: Float[Tensor, "width width"], weight: Float[Tensor, "hidden width"], size: int
+) -> Float[Tensor, "groups"]:
+    """tr(W_g (H^-1_gg)^-1 W_g') / 2 for every group."""
+    if size == 1:
+        return weight.square().sum(0) / inverse.diagonal() / 2
+    blocks = inverse.unflatten(0, (-1, size)).unflatten(2, (-1, size)).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    grouped = weight.unflatten(1, (-1, size)).permute(1, 2, 0)  # (groups, size, hidden)
+    return (grouped * torch.linalg.solve(blocks, grouped)).sum((1, 2)) / 2
+
+
+OBS = {"head_selection": "obs", "channel_selection": "obs"}
+register.method("obs_ridge", **OBS, recovery="ridge")

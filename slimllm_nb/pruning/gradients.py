@@ -1,0 +1,43 @@
+"""Gradients of the language-modelling loss, for scores that ask for them (LLM-Pruner, arXiv 2305.11627)."""
+
+from collections.abc import Collection
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from slimllm_nb.progress import bar as progress_bar
+
+
+def loss_gradients(
+    model: LlamaForCausalLM,
+    input_ids: Int[Tensor, "samples length"],
+    weights: Collection[str],
+    batch_size: int = 8,
+    progress: bool = True,
+) -> list[dict[str, Tensor]]:
+    """For every decoder layer: name in the layer ("mlp.up_proj.weight") -> gradient of the mean loss, in float32.
+
+    weights: names of a layer's parameters. The loss is the mean negative log-likelihood of tokens 2 to the last of
+    every sample. `model` is left as it is.
+    """
+    layers = [dict(layer.named_parameters()) for layer in model.model.layers]
+    wanted = [layer[name] for layer in layers for name in weights]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    totals = [torch.zeros_like(one, dtype=torch.float32) for one in wanted]
+    try:
+        model.requires_grad_(False)
+        for one in wanted:
+            one.requires_grad_(True)
+        with torch.enable_grad(), progress_bar(total=len(input_ids), desc="gradients", progress=progress) as bar:
+            for batch in input_ids.to(model.device).split(batch_size):
+                loss = model(batch, labels=batch, use_cache=False).loss
+                for total, gradient in zip(totals, torch.autograd.grad(loss, wanted), strict=True):
+                    total += gradient.float() * (len(batch) / len(input_ids))
+                bar.update(len(batch))
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+    gathered = iter(totals)
+    return [{name: next(gathered) for name in weights} for _ in layers]
