@@ -3,7 +3,8 @@
 import pytest
 
 from slimllm_nb import calibration, sources
-from slimllm_nb.reproduce import cost, profiles
+from slimllm_nb.files import ROOT
+from slimllm_nb.reproduce import cost, profiles, stamps
 from slimllm_nb.reproduce.profiles import ProfileError, load_profile, run_folder
 
 
@@ -63,3 +64,56 @@ def test_the_readmes_example_of_ones_own_model_and_texts(tmp_path, monkeypatch):
     assert len(sources.load_texts("my-articles", "held-out", profile.texts)) > 100
     assert profile.settings["30"].arguments["target_parameters"] == 0.7
     assert profile.settings["30"].mean_ratio(30) == pytest.approx(0.3 * 30 / 26)
+
+
+NOTEBOOK = ROOT / "notebooks" / "00_overview.ipynb"
+PARTS = """
+from pathlib import Path
+from slimllm_nb.methods import register
+
+with (Path(__file__).parent / "runs.txt").open("a") as log:
+    log.write("run\\n")
+
+
+@register.channel_score("norms_of_a_profile")
+def norms(input_norms):
+    return input_norms
+"""
+
+
+def own_method(folder, method: str):
+    (folder / "parts.py").write_text(PARTS)
+    text = (profiles.PROFILES / "embedded.yaml").read_text().replace("name: embedded", "name: own")
+    (folder / "own.yaml").write_text(f"{text}method: {method}\nparts: [parts.py]\n")
+    return folder / "own.yaml"
+
+
+def test_a_method_of_ones_own_in_a_profile(tmp_path):
+    profile = load_profile(str(own_method(tmp_path, "{channel_score: norms_of_a_profile, name: mine}")))
+    assert profile.settings["20"].arguments["method"] == {"channel_score": "norms_of_a_profile", "name": "mine"}
+    assert profile.method_name == "mine"
+    before = stamps.digest(NOTEBOOK, profile, {})
+    assert (tmp_path / "runs.txt").read_text() == "run\n"  # once, however often the files are asked for
+    with (tmp_path / "parts.py").open("a") as file:
+        file.write("# changed\n")
+    assert stamps.digest(NOTEBOOK, profile, {}) != before
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("flapp", "profile own: unknown method 'flapp'; allowed: flap"),
+        ("{recovery: rigde}", "profile own: unknown recovery 'rigde'; allowed: bias"),
+        ("{channel_selection: {name: keep_lowest, keep_lowest: 1.0}}", "profile own: keep_lowest is 1.0; allowed"),
+    ],
+)
+def test_a_wrong_method_in_a_profile(method, message, tmp_path):
+    with pytest.raises(ProfileError, match=message):
+        load_profile(str(own_method(tmp_path, method)))
+
+
+def test_a_file_of_parts_that_cannot_be_run(tmp_path):
+    path = own_method(tmp_path, "slimllm")
+    (tmp_path / "parts.py").write_text("raise RuntimeError('no')")
+    with pytest.raises(ProfileError, match=r"profile own: .*parts\.py cannot be run: RuntimeError: no"):
+        load_profile(str(path))

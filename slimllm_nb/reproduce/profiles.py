@@ -204,24 +204,25 @@ def load_profile(name: str) -> Profile:
     if profile.name != path.stem:
         raise ProfileError(f"{path}: name is {profile.name!r}; it must be {path.stem!r}, as the file is called")
     profile = _with_paths(profile, path.resolve().parent)
-    method_files(profile)
+    try:
+        for file in profile.parts:
+            _methods().load_file(Path(file))
+        method_files(profile)  # looks every part up: what nobody registered is refused here
+    except ValueError as error:
+        raise ProfileError(f"profile {profile.name}: {error}") from error
     return profile
 
 
 def method_files(profile: Profile) -> set[Path]:
-    """The files that hold the parts of the profile's methods, where they are not SlimLLM's; runs the profile's own.
-
-    Errors: ProfileError for a file that cannot be run, and a method or part that nobody registered.
-    """
+    """The files that hold the parts of a loaded profile's methods, where they are not SlimLLM's."""
     methods = [one.method for one in profile.settings.values() if one.method is not None]
-    if not methods and not profile.parts:
-        return set()
-    library = import_module("slimllm_nb.methods")  # by name: what imports profiles need not depend on it (stamps)
-    try:
-        found = {library.load_file(Path(file)) for file in profile.parts}
-        return found | {file for one in methods for file in library.as_method(one).files}
-    except library.PartError as error:
-        raise ProfileError(f"profile {profile.name}: {error}") from error
+    own = {Path(file) for file in profile.parts}
+    return own.union(*(_methods().as_method(one).files for one in methods))
+
+
+def _methods():
+    """slimllm_nb.methods, by name: what imports profiles need not depend on it (stamps), nor wait for torch."""
+    return import_module("slimllm_nb.methods")
 
 
 def _with_paths(profile: Profile, folder: Path) -> Profile:
