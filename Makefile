@@ -3,6 +3,9 @@
 SHELL := /bin/sh
 PROFILE ?= embedded
 CHECKPOINT ?= model
+METHODS ?= slimllm,flap,obs_ridge
+SEEDS ?= 5
+COMPARE ?=
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 ifneq ($(CONDA_DEFAULT_ENV),base)
@@ -14,7 +17,7 @@ PYTHON := "$(ENVIRONMENT)/bin/python"
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce quick test check zeroshot gguf lab notebooks reference lint lock clean
+.PHONY: help setup reproduce quick test check compare zeroshot gguf lab notebooks reference lint lock clean
 
 help: ## list these targets
 	@echo "make TARGET, with the environment $(ENVIRONMENT):"
@@ -34,6 +37,9 @@ test: lint ## lint, then all tests, the notebooks' outputs among them
 
 check: setup ## run a profile's executed notebooks again on a copy and compare the checked cells [PROFILE=embedded]
 	$(PYTHON) -m slimllm_nb.reproduce.check --profile $(PROFILE)
+
+compare: setup ## compare methods at equal numbers of parameters [METHODS=slimllm,flap PROFILE=embedded SEEDS=5 COMPARE=--help]
+	$(PYTHON) -m slimllm_nb.comparison --profile $(PROFILE) --methods "$(METHODS)" --seeds $(SEEDS) $(COMPARE)
 
 zeroshot: setup ## zero-shot accuracy on the full sets of questions [PROFILE=embedded]
 	$(PYTHON) tools/zeroshot.py --profile $(PROFILE)

@@ -51,9 +51,16 @@ def importance_from_statistics(
     """Paper eq. 8 from what was gathered over the tokens; float64."""
     input_norms = statistics.input_norms
     magnitude = statistics.activation_norms * direction_importance(statistics.scatter, down_weight)
-    gate = (gate_weight.to(input_norms) * input_norms).norm(dim=1)
-    up = (up_weight.to(input_norms) * input_norms).norm(dim=1)
-    return magnitude + gate + up
+    return magnitude + gate_and_up_terms(input_norms, gate_weight, up_weight)
+
+
+def gate_and_up_terms(
+    input_norms: Float[Tensor, "hidden"],
+    gate_weight: Float[Tensor, "intermediate hidden"],
+    up_weight: Float[Tensor, "intermediate hidden"],
+) -> Float[Tensor, "intermediate"]:
+    """The last two terms of paper eq. 8: norms of the rows of W_gate and W_up, weighted by their inputs' norms."""
+    return sum((weight.to(input_norms) * input_norms).norm(dim=1) for weight in (gate_weight, up_weight))
 
 
 def direction_importance(

@@ -11,6 +11,7 @@ from slimllm_nb.pruning.budget import (
     channels_for,
     check_met,
     check_target,
+    of_both_halves,
     plan_target,
     removed_counts,
     removed_parameters,
@@ -27,6 +28,12 @@ def test_widths_of_a_layer(small_model):
 )
 def test_counts_are_rounded_and_one_of_each_stays(ratio, heads, channels):
     assert removed_counts(Widths(heads=9, key_value_heads=3, channels=1536), ratio) == (heads, channels)
+
+
+def test_one_ratio_a_layer_is_that_of_both_halves():
+    assert of_both_halves(torch.tensor([0.1, 0.3])).tolist() == torch.tensor([[0.1, 0.1], [0.3, 0.3]]).tolist()
+    apart = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
+    assert torch.equal(of_both_halves(apart), apart)
 
 
 @pytest.mark.parametrize("biases", [False, True])
@@ -65,19 +72,12 @@ def test_a_plan_removes_what_the_target_asks(part, shift):
     total = sum(p.numel() for p in whole.parameters())
     before = None
     for target in (0.9, 0.75, 0.6):
-        plan = plan_target(
-            lambda r: ratios.allocate(similarity, r, 5, 2.0)[:, None].expand(-1, 2), model, target, part, shift
-        )
+        plan = plan_target(lambda r: ratios.allocate(similarity, r, 5, 2.0), model, target, part, shift)
         assert sum(plan.removals) == pytest.approx((1 - target) * total, rel=1e-6)
         assert plan.removals[0] == 0 < min(plan.removals[1:])
         assert before is None or plan.pruning_ratio > before
         before = plan.pruning_ratio
-    assert (
-        plan_target(
-            lambda r: ratios.allocate(similarity, r, 5, 2.0)[:, None].expand(-1, 2), model, 1.0, part, shift
-        ).pruning_ratio
-        == 0
-    )
+    assert plan_target(lambda r: ratios.allocate(similarity, r, 5, 2.0), model, 1.0, part, shift).pruning_ratio == 0
 
 
 @pytest.mark.parametrize(
@@ -96,11 +96,7 @@ def test_targets_that_are_none_are_refused(part, target, message):
 def test_targets_out_of_reach_are_refused():
     with pytest.raises(ValueError, match=r"target_parameters is 0.1 of the decoder, but at least 0\.5\d+ of it stay"):
         plan_target(
-            lambda r: ratios.allocate(torch.ones(4), r, 2, 0.0)[:, None].expand(-1, 2),
-            make_small_model(8),
-            0.1,
-            "decoder",
-            shift=True,
+            lambda r: ratios.allocate(torch.ones(4), r, 2, 0.0), make_small_model(8), 0.1, "decoder", shift=True
         )
     with pytest.raises(ValueError, match=r"0\.7 of the model, but 0\.7040 are left, which is not within 0\.003"):
         check_met(0.7, "model", 0.704)

@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from slimllm_nb.export.gguf import write_gguf
+from slimllm_nb.methods import method_names
 from slimllm_nb.pruning import prune
 from slimllm_nb.sources import load_tokenizer
 
@@ -23,6 +24,8 @@ CASES = {
     },
     "scaled rotation": {"num_key_value_heads": 8, "rope_parameters": LLAMA3},
     "dense": {"num_key_value_heads": 4},
+    "obs_ridge": {"num_key_value_heads": 2},  # weights fitted anew, and biases
+    "wanda_sp": {"num_key_value_heads": 4},  # no biases
 }
 
 
@@ -36,7 +39,8 @@ def make(case: str) -> LlamaForCausalLM:
             parameter.data.normal_(generator=torch.Generator().manual_seed(len(name)))
     input_ids = torch.randint(0, 300, (6, 12), generator=torch.Generator().manual_seed(0))
     ratio = 0.0 if case == "dense" else 0.4
-    return prune(model, input_ids, pruning_ratio=ratio, pruned_layers=3, alpha=2.0, progress=False)[0]
+    method = case if case in method_names() else "slimllm"
+    return prune(model, input_ids, pruning_ratio=ratio, pruned_layers=3, alpha=2.0, method=method, progress=False)[0]
 
 
 def llama_cpp_logits(path, ids: list[int]) -> torch.Tensor:

@@ -387,7 +387,11 @@ WRONG_PARTS = {
     ),
     "allocation shape": ("allocation", lambda: torch.ones(3), r"returned \(3,\); allowed: \(4,\), or \(4, 2\)"),
     "allocation sign": ("allocation", lambda num_layers: -torch.ones(num_layers), "finite ratios, not negative"),
-    "recovery type": ("recovery", lambda: 3, "recovery '<lambda>' returned int; allowed: a pair of tensors, None"),
+    "recovery type": (
+        "recovery",
+        lambda: 3,
+        "recovery '<lambda>' returned int; allowed: a pair of tensors .and a dict of notes., None",
+    ),
     "recovery shape": ("recovery", lambda kept: (torch.ones(3, 3), torch.ones(3)), r"shapes \(3, 3\), \(3,\); allowed"),
     "recovery nan": (
         "recovery",

@@ -107,3 +107,18 @@ def test_another_architecture():
     config = Qwen2Config(vocab_size=101, hidden_size=32, intermediate_size=64, num_hidden_layers=1)
     with pytest.raises(ValueError, match="architecture 'qwen2'"):
         to_stock(Qwen2ForCausalLM(config))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("key_value_heads", [8, 2])
+@pytest.mark.parametrize("method", ["obs_ridge", "wanda_sp", "flap"])
+def test_whatever_the_method(method, key_value_heads, input_ids, tmp_path):
+    """Saved, loaded and made stock: weights that a recovery fitted anew, with and without bias."""
+    model = make_small_model(key_value_heads, hidden_size=64, intermediate_size=300, head_dim=16)
+    settings = {"target_parameters": 0.7, "target_of": "decoder", "pruned_layers": 4, "alpha": 1.0, "progress": False}
+    pruned, _ = prune(model, input_ids, **settings, method=method)
+    expected = pruned(input_ids).logits
+    pruned.save_pretrained(tmp_path / "model")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert torch.equal(loaded(input_ids).logits, expected)
+    assert (to_stock(loaded)(input_ids).logits - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from slimllm_nb.methods import published  # noqa: F401  the parts that SlimLLM is made of
-from slimllm_nb.methods.registry import KINDS, Part, PartError, find_method, find_part, listed
+from slimllm_nb.methods.registry import KINDS, Part, PartError, find_method, find_part, listed, registered_parts
 
 
 @dataclass(frozen=True)
@@ -48,20 +48,23 @@ class Method:
         return f"{self.name}: " + ", ".join(f"{part.kind} {part.name}" for part in self.parts)
 
 
-MethodLike = str | Mapping[str, str | Callable | Mapping] | Method
+MethodLike = str | Mapping[str, str | Callable | Mapping] | Callable | Method
 
 
 def as_method(wanted: MethodLike) -> Method:
     """A method by its name ("slimllm", "flap"), or by what it changes: {"channel_score": "wanda_sp", "recovery": mine}.
 
     A mapping may also hold "base" (the method that is changed; default: slimllm) and "name" (default: says what is
-    changed). A part is a name, a function, or {"name": ..., option: value, ...}.
+    changed). A part is a name, a function, or {"name": ..., option: value, ...}. A function that was registered as a
+    part stands for SlimLLM with that part.
     Errors: PartError for an unknown method, kind or part, with what is allowed.
     """
     if isinstance(wanted, Method):
         return wanted
     if isinstance(wanted, str):
         wanted = {"base": wanted, "name": wanted}
+    if callable(wanted):
+        wanted = {part.kind: part for part in registered_parts(wanted)}
     changed = dict(wanted)
     base, name = changed.pop("base", "slimllm"), changed.pop("name", None)
     if unknown := set(changed) - set(KINDS):

@@ -148,7 +148,7 @@ class Register:
 
     def recovery(self, name: str, adds_bias: bool = True):
         """The new output projection: a pair (weight (hidden, kept), bias (hidden,)), or a pair (scale (hidden,), shift
-        (hidden,)) for the old one, or None: as it is."""
+        (hidden,)) for the old one, or None: as it is. A third value, a dict of numbers, is noted in the report."""
         return self._decorator("recovery", name, adds_bias)
 
     def method(self, name: str, **parts) -> None:
@@ -217,6 +217,15 @@ def find_part(kind: str, wanted: str | Callable | Mapping | Part) -> Part:
         raise PartError(f"unknown {kind} {wanted!r}; allowed: {listed(names)}, or a function")
     part = _parts[kind, wanted]
     return make_part(kind, part.name, part.function, options, part.adds_bias) if options else part
+
+
+def registered_parts(function: Callable) -> list[Part]:
+    """The parts that this function was registered as. Errors: PartError where it was not."""
+    found = [part for part in _parts.values() if part.function is function]
+    if not found:
+        name = getattr(function, "__name__", function)
+        raise PartError(f"{name} is not registered: say what it is, {{'channel_score': {name}}}, or register it")
+    return found
 
 
 def find_method(name: str) -> dict[str, object]:

@@ -34,7 +34,7 @@ def ridge(
         weight, bias = fit_ridge(fitted_covariance, fitted_means, output_weight, kept, penalty)
         errors.append(output_error(held_out_covariance, held_out_means, output_weight, kept, weight, bias))
     best = penalties[int(torch.stack(errors).argmin())]
-    return fit_ridge(input_covariance, input_means, output_weight, kept, best)
+    return *fit_ridge(input_covariance, input_means, output_weight, kept, best), {"penalty": best}
 
 
 @register.recovery("ridge_fixed")

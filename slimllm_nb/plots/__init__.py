@@ -4,6 +4,7 @@ Each function returns the figure, which a notebook shows once, as the last value
 """
 
 from slimllm_nb.plots.charts import curves, grouped_bars, heat_map, histogram, scatter_pairs, spectrum
+from slimllm_nb.plots.intervals import ratio_intervals
 from slimllm_nb.plots.layers import decoder_layer, layer_lines, layer_panels
 from slimllm_nb.plots.style import DPI, PALETTE, SIZE, Picture
 
@@ -19,6 +20,7 @@ __all__ = [
     "histogram",
     "layer_lines",
     "layer_panels",
+    "ratio_intervals",
     "scatter_pairs",
     "spectrum",
 ]

@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 
 from slimllm_nb.llama import layer_widths
 from slimllm_nb.methods import Part, PartError
-from slimllm_nb.pruning.budget import parameters_per_channel, removed_parameters
+from slimllm_nb.pruning.budget import of_both_halves, parameters_per_channel, removed_parameters
 
 
 class Allocator:
@@ -45,4 +45,4 @@ class Allocator:
             raise PartError(f"{self.part} returned {shape}; allowed: ({layers},), or ({layers}, 2) for heads, channels")
         if not torch.isfinite(ratios).all() or (ratios < 0).any():
             raise PartError(f"{self.part} returned {ratios.tolist()}; allowed: finite ratios, not negative")
-        return ratios.double() if ratios.ndim == 2 else ratios.double()[:, None].expand(-1, 2)
+        return of_both_halves(ratios.double())

@@ -14,6 +14,11 @@ TOLERANCE = 0.003  # a target is met when the share that is left is within 0.3 p
 PARTS = ("model", "decoder")
 
 
+def of_both_halves(ratios: Float[Tensor, "*layers_and_halves"]) -> Float[Tensor, "layers 2"]:
+    """What an allocation gives, one ratio for each layer or (layers, 2), as ratios of the heads and of the channels."""
+    return ratios if ratios.ndim == 2 else ratios[:, None].expand(-1, 2)
+
+
 def removed_counts(widths: Widths, ratio: float, channel_ratio: float | None = None) -> tuple[int, int]:
     """How many heads and channels a layer's ratio takes: round(ratio * count), but one of each always stays.
 
@@ -62,7 +67,7 @@ class Plan:
 
 
 def plan_target(
-    allocation: Callable[[float], Float[Tensor, "layers 2"]],
+    allocation: Callable[[float], Float[Tensor, "*layers_and_halves"]],
     model: LlamaForCausalLM,
     target: float,
     part: str,
@@ -91,7 +96,7 @@ def plan_target(
     ]
 
     def removals(ratio: float) -> list[float]:
-        shares = allocation(ratio).tolist()
+        shares = of_both_halves(allocation(ratio)).tolist()
         return [
             min(heads * of_heads + channels * of_channels, limit)
             for (heads, channels), (of_heads, of_channels), limit in zip(shares, whole, most, strict=True)
@@ -104,7 +109,9 @@ def plan_target(
             "stay: only pruned_layers layers are pruned, and each keeps one head and one channel: change the target, "
             "pruned_layers or alpha"
         )
-    for _ in range(60):  # what is removed grows with the ratio, without steps
+    # What is removed grows with the ratio; where an allocation gives whole heads and channels, in small steps, which
+    # the channels make up.
+    for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if sum(removals(middle)) < wanted else (low, middle)
     ratio = 0.0 if target == 1 else high

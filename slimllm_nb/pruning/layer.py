@@ -1,8 +1,8 @@
 """One decoder layer through a method: heads, recovery, channels, recovery (paper sections 4.1 to 4.3)."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -14,11 +14,10 @@ from slimllm_nb.llama import key_value_owner, layer_widths
 from slimllm_nb.methods import Method, Part, PartError
 from slimllm_nb.methods.registry import checked_choice, checked_scores
 from slimllm_nb.pruning.budget import channels_for, removed_counts
-from slimllm_nb.pruning.quantities import ChannelQuantities, HeadQuantities, Quantities, Rows, needed
+from slimllm_nb.pruning.quantities import ChannelQuantities, HeadQuantities, Quantities, Rows, needed, require_finite
 from slimllm_nb.pruning.report import LayerReport
 from slimllm_nb.pruning.slicing import Recovered, layer_overrides, sliced_attention, sliced_mlp
 
-AllRows = Callable[[], Iterator[Rows]]  # starts an iteration over the batches; may be called again
 Context = Callable[[Tensor], dict]
 
 
@@ -33,6 +32,7 @@ class Half:
     error_after: float | None = None
     mean_scale: float | None = None
     measure: bool = False  # error_after is to be measured on what comes out
+    notes: dict[str, float] = field(default_factory=dict)  # what the recovery says of itself
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class LayerPruner:
         quantities = self._head_quantities(layer, batches, context, index, method.head_parts)
         chosen = self._choose(quantities, method.head_score, method.head_selection, widths.heads, num_heads)
         attention = self._recover(quantities, chosen, widths.heads, sliced_attention)
-        attention = _push(batches, quantities, attention, "o_proj")
+        attention = _push(batches, quantities, attention)
 
         if removal is not None:
             gone = parameters(layer.self_attn.state_dict()) - parameters(attention.tensors)
@@ -89,7 +89,7 @@ class LayerPruner:
         quantities = self._channel_quantities(layer, batches, context, index, method.channel_parts)
         chosen = self._choose(quantities, method.channel_score, method.channel_selection, widths.channels, num_channels)
         mlp = self._recover(quantities, chosen, widths.channels, sliced_mlp)
-        mlp = _push(batches, quantities, mlp, "down_proj")
+        mlp = _push(batches, quantities, mlp)
 
         clipped = round(ratios[0] * widths.heads) > num_heads
         clipped |= removal is None and round(ratios[1] * widths.channels) > num_channels
@@ -102,13 +102,13 @@ class LayerPruner:
         """Head and channel scores of a layer from which nothing goes. `hidden` is overwritten with what leaves it."""
         batches, widths = hidden.split(self.batch_size), layer_widths(layer)
         found = []
-        for make, part, count, cut, projection in (
-            (self._head_quantities, self.method.head_score, widths.heads, sliced_attention, "o_proj"),
-            (self._channel_quantities, self.method.channel_score, widths.channels, sliced_mlp, "down_proj"),
+        for make, part, count, cut in (
+            (self._head_quantities, self.method.head_score, widths.heads, sliced_attention),
+            (self._channel_quantities, self.method.channel_score, widths.channels, sliced_mlp),
         ):
             quantities = make(layer, batches, context, index, [part])
             found.append(checked_scores(part, part(quantities), count, quantities.where))
-            _push(batches, quantities, self._recover(quantities, None, count, cut), projection)
+            _push(batches, quantities, self._recover(quantities, None, count, cut))
         return found[0], found[1]
 
     def _choose(
@@ -126,7 +126,7 @@ class LayerPruner:
         self, quantities: Quantities, kept: Tensor | None, count: int, cut: Callable[..., dict[str, Tensor]]
     ) -> Half:
         """Paper section 4.3, or another way to mend: the weights cut, with the recovery folded in."""
-        weight, module = quantities.known["output_weight"], quantities.half
+        weight, module = quantities.known["output_weight"], quantities.module
         if kept is None:
             everything = torch.arange(count, device=weight.device)
             quantities.keep(everything)
@@ -137,18 +137,18 @@ class LayerPruner:
         result = part(quantities)
         if result is None:
             return Half(cut(module, kept, None), kept, columns, error)
-        first, second = _checked_recovery(part, result, weight, columns, quantities.where)
+        first, second, notes = _checked_recovery(part, result, weight, columns, quantities.where)
         if first.ndim == 1:  # a scale and a shift
             after = regression.relative_error(quantities["moments"], first, second)
             recovered = Recovered(first[:, None] * weight[:, columns].double(), second)
-            return Half(cut(module, kept, recovered), kept, columns, error, after, first.mean().item())
-        return Half(cut(module, kept, Recovered(first, second)), kept, columns, error, measure=True)
+            return Half(cut(module, kept, recovered), kept, columns, error, after, first.mean().item(), notes=notes)
+        return Half(cut(module, kept, Recovered(first, second)), kept, columns, error, measure=True, notes=notes)
 
-    def _known(self, index: int, half: int, weights: Mapping[str, str], folder: str) -> dict:
-        gradients = self.gradients[index] if self.gradients else {}
-        named = {f"{name}_gradient": gradients.get(f"{folder}.{one}.weight") for name, one in weights.items()}
+    def _known(self, kind: type[Quantities], index: int) -> dict:
+        half = (HeadQuantities, ChannelQuantities).index(kind)
         generator = torch.Generator().manual_seed((self.seed * 100_003 + index) * 2 + half)
-        return {"layer_index": index, "generator": generator} | named
+        gradients = kind.gradients(self.gradients[index]) if self.gradients else {}
+        return {"layer_index": index, "generator": generator} | gradients
 
     def _head_quantities(
         self, layer: nn.Module, batches: tuple[Tensor, ...], context: Context, index: int, parts: list[Part]
@@ -161,11 +161,11 @@ class LayerPruner:
         inputs = self._replayable(compute, batches, weight.shape[1])
 
         def rows() -> Iterator[Rows]:
-            for batch, x in zip(batches, inputs(), strict=True):
-                yield Rows(x, len(batch), lambda x=x: functional.linear(x, weight))
+            for samples, x in zip(_numbered(batches), inputs(), strict=True):
+                yield Rows(x, samples, lambda x=x: functional.linear(x, weight))
 
-        known = self._known(index, 0, HeadQuantities.weights, "self_attn")
-        return HeadQuantities(layer, rows, needed(parts), f"decoder layer {index}, attention", **known)
+        where, known = f"decoder layer {index}, attention", self._known(HeadQuantities, index)
+        return HeadQuantities(layer, rows, needed(parts), where, **known)
 
     def _channel_quantities(
         self, layer: nn.Module, batches: tuple[Tensor, ...], context: Context, index: int, parts: list[Part]
@@ -179,13 +179,13 @@ class LayerPruner:
         products = self._replayable(compute, batches, sum(weight.shape))
 
         def rows() -> Iterator[Rows]:
-            for batch, (activations, full) in zip(batches, products(), strict=True):
+            for batch, samples, (activations, full) in zip(batches, _numbered(batches), products(), strict=True):
                 yield Rows(
-                    activations, len(batch), lambda full=full: full, lambda b=batch: calibration.mlp_inputs(layer, b)
+                    activations, samples, lambda full=full: full, lambda b=batch: calibration.mlp_inputs(layer, b)
                 )
 
-        known = self._known(index, 1, ChannelQuantities.weights, "mlp")
-        return ChannelQuantities(layer, rows, needed(parts), f"decoder layer {index}, MLP", **known)
+        where, known = f"decoder layer {index}, MLP", self._known(ChannelQuantities, index)
+        return ChannelQuantities(layer, rows, needed(parts), where, **known)
 
     def _replayable(self, compute: Callable, batches: tuple[Tensor, ...], width: int) -> Callable[[], Iterator]:
         """compute(batch) for every batch, as often as asked: kept in memory where it fits, else computed again."""
@@ -196,16 +196,22 @@ class LayerPruner:
         return lambda: map(compute, batches)
 
 
-def _push(batches: tuple[Tensor, ...], quantities: Quantities, half: Half, projection: str) -> Half:
+def _numbered(batches: tuple[Tensor, ...]) -> Iterator[range]:
+    """The numbers of the samples in every batch."""
+    start = 0
+    for batch in batches:
+        yield range(start, start + len(batch))
+        start += len(batch)
+
+
+def _push(batches: tuple[Tensor, ...], quantities: Quantities, half: Half) -> Half:
     """Add what the pruned half gives to the residual stream, batch by batch."""
+    projection = quantities.weights["output"]
     weight, bias = half.tensors[f"{projection}.weight"], half.tensors.get(f"{projection}.bias")
-    full_bias, squares, energy = quantities.projection_bias, 0.0, 0.0
+    full_bias, squares, energy = quantities.projection.bias, 0.0, 0.0
     for batch, rows in zip(batches, quantities.rows(), strict=True):
         output = functional.linear(rows.inputs[:, half.columns], weight, bias)
-        if not torch.isfinite(output).all():
-            raise ValueError(
-                f"{quantities.where}: activations are not finite (NaN or infinite); check the weights and the dtype"
-            )
+        require_finite(output, quantities.where)
         if half.measure:
             full = rows.outputs().double()
             mended = output.double() if full_bias is None else output.double() - full_bias.double()
@@ -214,24 +220,27 @@ def _push(batches: tuple[Tensor, ...], quantities: Quantities, half: Half, proje
     if not half.measure:
         return half
     error = (squares / energy.clamp_min(torch.finfo(energy.dtype).tiny)).sqrt().item()
-    return Half(half.tensors, half.kept, half.columns, half.error_before, error)
+    return replace(half, error_after=error)
 
 
-def _checked_recovery(part: Part, result, weight: Tensor, columns: Tensor, where: str) -> tuple[Tensor, Tensor | None]:
-    """Errors: PartError unless it is a scale and a shift, or a weight and a bias (or None), all finite."""
+def _checked_recovery(
+    part: Part, result, weight: Tensor, columns: Tensor, where: str
+) -> tuple[Tensor, Tensor | None, dict[str, float]]:
+    """The pair and the notes. Errors: PartError unless it is a scale and a shift, or a weight and a bias (or None), all
+    finite."""
     hidden, shapes = weight.shape[0], [((weight.shape[0],),) * 2, ((weight.shape[0], len(columns)), (weight.shape[0],))]
     try:
-        first, second = result
+        first, second, notes = (*result, {})[:3] if len(result) in (2, 3) else result
         found = (tuple(first.shape), (hidden,) if second is None else tuple(second.shape))
     except (TypeError, ValueError, AttributeError) as error:
         raise PartError(
-            f"{where}: {part} returned {type(result).__name__}; allowed: a pair of tensors, None"
+            f"{where}: {part} returned {type(result).__name__}; allowed: a pair of tensors (and a dict of notes), None"
         ) from error
     if found not in shapes or (first.ndim == 1 and second is None):
         raise PartError(f"{where}: {part} returned shapes {found[0]}, {found[1]}; allowed: {shapes[0]} or {shapes[1]}")
     if not torch.isfinite(first).all() or (second is not None and not torch.isfinite(second).all()):
         raise PartError(f"{where}: {part} returned values that are not finite")
-    return first.double(), None if second is None else second.double()
+    return first.double(), None if second is None else second.double(), notes
 
 
 def parameters(tensors: dict[str, Tensor]) -> int:
@@ -274,9 +283,11 @@ def _finished(
         attention_error_before=attention.error_before,
         attention_error_after=attention.error_after,
         attention_mean_scale=attention.mean_scale,
+        attention_notes=attention.notes,
         mlp_error_before=mlp.error_before,
         mlp_error_after=mlp.error_after,
         mlp_mean_scale=mlp.mean_scale,
+        mlp_notes=mlp.notes,
         seconds=seconds,
     )
     overrides = layer_overrides(attention.tensors, mlp.tensors, layer.self_attn.head_dim, queries.tolist())

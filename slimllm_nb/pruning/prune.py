@@ -21,7 +21,7 @@ from slimllm_nb.pruning.allocation import Allocator
 from slimllm_nb.pruning.budget import check_met, check_target, plan_target
 from slimllm_nb.pruning.gradients import loss_gradients
 from slimllm_nb.pruning.layer import LayerPruner, PrunedLayer, parameters
-from slimllm_nb.pruning.quantities import ATTENTION_WEIGHTS, MLP_WEIGHTS, gradient_names
+from slimllm_nb.pruning.quantities import ChannelQuantities, HeadQuantities, require_finite
 from slimllm_nb.pruning.report import PartReport, PruningReport
 from slimllm_nb.pruning.slicing import assemble
 
@@ -113,8 +113,7 @@ def layer_similarities(
             for index, layer in enumerate(model.model.layers):
                 output = layer(hidden, **context)
                 similarity = ratios.layer_similarity(hidden.flatten(0, 1), output.flatten(0, 1))
-                if not torch.isfinite(similarity):
-                    raise ValueError(f"decoder layer {index}: its activations are not finite; check its weights")
+                require_finite(similarity, f"decoder layer {index}")
                 totals[index] += similarity.cpu() * len(batch)  # every sample has the same number of tokens
                 hidden = output
             bar.update(len(batch))
@@ -126,7 +125,7 @@ def _gradients(method: Method, model, input_ids: Tensor, batch_size: int, progre
     heads, channels = method.head_parts, method.channel_parts
     if method.scores_dense_model:
         heads, channels = [*heads, method.head_score], [*channels, method.channel_score]
-    names = gradient_names(heads, ATTENTION_WEIGHTS, "self_attn") + gradient_names(channels, MLP_WEIGHTS, "mlp")
+    names = HeadQuantities.gradient_names(heads) + ChannelQuantities.gradient_names(channels)
     return loss_gradients(model, input_ids, names, batch_size, progress) if names else None
 
 

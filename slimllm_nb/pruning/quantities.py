@@ -5,8 +5,10 @@ What heads.head_covariance, channels.channel_importance and regression.fit take 
 (streaming.py), so that no activation need stay in memory; tests/test_streaming.py ties both together.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
 
 import torch
 from jaxtyping import Int
@@ -26,13 +28,13 @@ class Rows:
     """What one batch of samples gives in one half: rows are tokens."""
 
     inputs: Tensor  # what enters the output projection
-    samples: int
+    index: range  # the samples' numbers
     outputs: Callable[[], Tensor]  # what leaves it, without its bias
     mlp_inputs: Callable[[], Tensor] | None = None
 
-
-ATTENTION_WEIGHTS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
-MLP_WEIGHTS = {"gate": "gate_proj", "up": "up_proj", "output": "down_proj"}
+    def of_samples(self, chosen: Tensor) -> Tensor:
+        """The inputs of some of the samples; chosen: (samples,), whether."""
+        return self.inputs.unflatten(0, (len(self.index), -1))[chosen.to(self.inputs.device)].flatten(0, 1)
 
 
 def needed(parts: Iterable[Part]) -> set[str]:
@@ -40,10 +42,52 @@ def needed(parts: Iterable[Part]) -> set[str]:
     return {name for part in parts for name in part.needs}
 
 
-def gradient_names(parts: Iterable[Part], weights: dict[str, str], half: str) -> list[str]:
-    """Which of a layer's parameters these parts ask the gradients of."""
-    wanted = needed(parts)
-    return [f"{half}.{projection}.weight" for name, projection in weights.items() if f"{name}_gradient" in wanted]
+def require_finite(values: Tensor, where: str) -> None:
+    """Errors: ValueError that names the layer and its half when an activation, or a sum of them, is not finite."""
+    if not torch.isfinite(values).all():
+        raise ValueError(f"{where}: activations are not finite (NaN or infinite); check the weights and the dtype")
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A statistic that is summed over the tokens of one batch after another, and the quantities that it gives."""
+
+    gives: frozenset[str]
+    make: Callable[[], RunningNorms | RunningScatter]
+    rows: Callable[[Rows], Tensor]  # what of a batch goes into it
+
+
+def held_out(samples: range) -> Tensor:
+    """Which of these samples are held out: one in HOLD_OUT."""
+    return torch.tensor([index % HOLD_OUT == HOLD_OUT // 2 for index in samples])
+
+
+FITTED, HELD_OUT = ({f"{name}_covariance", f"{name}_means"} for name in ("fitted", "held_out"))
+COVARIANCE = {"input_covariance", "contribution_covariance"}
+SUMS = {
+    "norms": Sum(frozenset({"input_norms"}), RunningNorms, lambda batch: batch.inputs),
+    "mlp_norms": Sum(frozenset({"mlp_input_norms"}), RunningNorms, lambda batch: batch.mlp_inputs()),
+    "outputs": Sum(frozenset({"output_scatter"}), RunningScatter, lambda batch: batch.outputs()),
+    "fitted": Sum(frozenset(FITTED | HELD_OUT), RunningScatter, lambda batch: batch.of_samples(~held_out(batch.index))),
+    "held_out": Sum(
+        frozenset(FITTED | HELD_OUT), RunningScatter, lambda batch: batch.of_samples(held_out(batch.index))
+    ),
+    "inputs": Sum(frozenset(COVARIANCE), RunningScatter, lambda batch: batch.inputs),
+    "variances": Sum(
+        frozenset({"input_means", "input_variances"}),
+        partial(RunningScatter, diagonal=True),
+        lambda batch: batch.inputs,
+    ),
+}
+
+
+def sums_for(wanted: Collection[str]) -> list[str]:
+    """Which of SUMS give all that is wanted, none of them twice: a covariance gives means and variances as well, and
+    what is fitted and what is held out make the whole."""
+    names = [name for name, one in SUMS.items() if one.gives & set(wanted)]
+    if "fitted" in names:
+        return [name for name in names if name not in ("inputs", "variances")]
+    return [name for name in names if name != "variances" or "inputs" not in names]
 
 
 class Quantities:
@@ -53,16 +97,36 @@ class Quantities:
     iteration gathers them together. where: for errors.
     """
 
+    half: str  # the half's name in a decoder layer
+    weights: Mapping[str, str]  # quantity (without "_weight") -> projection; "output" is where the half ends
+
     def __init__(
         self, layer: nn.Module, rows: Callable[[], Iterator[Rows]], wanted: Collection[str], where: str, **known
     ):
         self.rows, self.where = rows, where
-        self.half = self.module(layer)
-        self.projection_bias = self.projection(layer).bias
+        self.module = layer.get_submodule(self.half)
+        self.projection = self.module.get_submodule(self.weights["output"])
         self._wanted = set(wanted)
-        self.known = {"output_weight": self.projection(layer).weight, **self._constants(layer), **known}
+        self.known = {**self._constants(layer), **known}
         for name, projection in self.weights.items():
-            self.known[f"{name}_weight"] = self.half.get_submodule(projection).weight
+            self.known[f"{name}_weight"] = self.module.get_submodule(projection).weight
+
+    @classmethod
+    def gradient_names(cls, parts: Iterable[Part]) -> list[str]:
+        """Which of a layer's parameters these parts ask the gradients of."""
+        wanted = needed(parts)
+        return [cls.parameter(name) for name in cls.weights if f"{name}_gradient" in wanted]
+
+    @classmethod
+    def gradients(cls, of_layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The gradients of a layer's parameters, as far as they are known, as quantities."""
+        names = {f"{name}_gradient": cls.parameter(name) for name in cls.weights}
+        return {name: of_layer[parameter] for name, parameter in names.items() if parameter in of_layer}
+
+    @classmethod
+    def parameter(cls, name: str) -> str:
+        """What the weight "output", "query", ... is called in a layer."""
+        return f"{cls.half}.{cls.weights[name]}.weight"
 
     def __getitem__(self, name: str):
         if name not in self.known:
@@ -75,48 +139,22 @@ class Quantities:
     def _gather(self) -> None:
         """One iteration over the batches for everything that is wanted and summed over tokens."""
         wanted = self._wanted - set(self.known)
-        running = {}
-        if "input_norms" in wanted:
-            running["norms"] = RunningNorms()
-        if "mlp_input_norms" in wanted:
-            running["mlp_norms"] = RunningNorms()
-        if "output_scatter" in wanted:
-            running["outputs"] = RunningScatter()
-        split = bool(wanted & {"fitted_covariance", "fitted_means", "held_out_covariance", "held_out_means"})
-        if split:
-            running |= {"fitted": RunningScatter(), "held_out": RunningScatter()}
-        elif wanted & {"input_covariance", "contribution_covariance"}:
-            running["inputs"] = RunningScatter()
-        elif wanted & {"input_means", "input_variances"}:
-            running["inputs"] = RunningScatter(diagonal=True)
+        running = {name: SUMS[name].make() for name in sums_for(wanted)}
         stored = {name: [] for name in ("inputs", "mlp_inputs") if name in wanted}
-        seen = 0
         for batch in self.rows():
-            if "mlp_norms" in running:
-                running["mlp_norms"].update(batch.mlp_inputs())
-            if "norms" in running:
-                running["norms"].update(batch.inputs)
-            if "outputs" in running:
-                running["outputs"].update(batch.outputs())
-            if "inputs" in running:
-                running["inputs"].update(batch.inputs)
-            if split:
-                by_sample = batch.inputs.unflatten(0, (batch.samples, -1))
-                held_out = torch.arange(seen, seen + batch.samples) % HOLD_OUT == HOLD_OUT // 2
-                for name, chosen in (("fitted", ~held_out), ("held_out", held_out)):
-                    if chosen.any():
-                        running[name].update(by_sample[chosen.to(by_sample.device)].flatten(0, 1))
+            for name, one in running.items():
+                rows = SUMS[name].rows(batch)
+                if len(rows):
+                    one.update(rows)
             for name, pieces in stored.items():
                 pieces.append(batch.inputs if name == "inputs" else batch.mlp_inputs())
-            seen += batch.samples
-        if split and running["held_out"].count == 0:
+        if "held_out" in running and running["held_out"].count == 0:
             raise ValueError(
-                f"{self.where}: {seen} samples are too few to hold one in {HOLD_OUT} out: give at least "
+                f"{self.where}: {batch.index.stop} samples are too few to hold one in {HOLD_OUT} out: give at least "
                 f"{HOLD_OUT // 2 + 1}"
             )
         for one in running.values():
-            if not torch.isfinite(one.total).all():
-                raise ValueError(f"{self.where}: activations are not finite (NaN or infinite); check the weights")
+            require_finite(one.total, self.where)
         self._read(running)
         self.known |= {name: torch.cat(pieces) for name, pieces in stored.items()}
 
@@ -128,17 +166,21 @@ class Quantities:
             known["mlp_input_norms"] = running["mlp_norms"].norms
         if "outputs" in running:
             known["output_scatter"] = running["outputs"].scatter
+        inputs = running.get("inputs", running.get("variances"))
         if "fitted" in running:
             for name in ("fitted", "held_out"):
                 known[f"{name}_means"] = running[name].mean
                 known[f"{name}_covariance"] = running[name].scatter / running[name].count
-            running["inputs"] = running["fitted"].merged(running["held_out"])
-        if "inputs" in running:
-            inputs = running["inputs"]
+            inputs = running["fitted"].merged(running["held_out"])
+        if inputs is not None:
             known["input_means"] = inputs.mean
             known["input_variances"] = inputs.diagonal() / inputs.count
             if not inputs.only_diagonal:
                 known["input_covariance"] = inputs.scatter / inputs.count
+
+    def _constants(self, layer: nn.Module) -> dict:
+        """What is known before any token is seen."""
+        return {}
 
     def _moments(self) -> regression.Moments:
         """Moments of the kept columns' output and the full one."""
@@ -148,19 +190,16 @@ class Quantities:
             seen.update(regression.moments(kept_output, batch.outputs()), len(batch.inputs))
         return seen.moments
 
+    def keep(self, kept: Int[Tensor, "kept"]) -> None:
+        """Say which heads or channels stay, for the recovery."""
+        self.known["kept"] = kept
+
 
 class HeadQuantities(Quantities):
     """Of the attention half."""
 
-    weights = ATTENTION_WEIGHTS
-
-    @staticmethod
-    def module(layer: nn.Module) -> nn.Module:
-        return layer.self_attn
-
-    @staticmethod
-    def projection(layer: nn.Module) -> nn.Linear:
-        return layer.self_attn.o_proj
+    half = "self_attn"
+    weights: ClassVar = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
 
     def _constants(self, layer: nn.Module) -> dict:
         self._heads = layer_widths(layer).heads
@@ -175,7 +214,6 @@ class HeadQuantities(Quantities):
             )
 
     def keep(self, kept: Int[Tensor, "kept"]) -> None:
-        """Say which heads stay, for the recovery."""
         self._kept_heads = kept
         self.known["kept"] = head_columns(kept, self.known["head_dim"])
 
@@ -198,19 +236,5 @@ class HeadQuantities(Quantities):
 class ChannelQuantities(Quantities):
     """Of the MLP half."""
 
-    weights = MLP_WEIGHTS
-
-    @staticmethod
-    def module(layer: nn.Module) -> nn.Module:
-        return layer.mlp
-
-    @staticmethod
-    def projection(layer: nn.Module) -> nn.Linear:
-        return layer.mlp.down_proj
-
-    def _constants(self, layer: nn.Module) -> dict:
-        return {}
-
-    def keep(self, kept: Int[Tensor, "kept"]) -> None:
-        """Say which channels stay, for the recovery."""
-        self.known["kept"] = kept
+    half = "mlp"
+    weights: ClassVar = {"gate": "gate_proj", "up": "up_proj", "output": "down_proj"}

@@ -5,7 +5,8 @@ from pydantic import BaseModel, computed_field
 
 class LayerReport(BaseModel):
     """One decoder layer. Errors are ||kept - full|| / ||full|| of the projection's output over the calibration tokens,
-    scales the regression's scale averaged over outputs (paper Figure 2); None where nothing was pruned (or fitted)."""
+    scales the regression's scale averaged over outputs (paper Figure 2); None where nothing was pruned (or fitted).
+    Notes are what a recovery says of itself, such as the penalty that it chose."""
 
     index: int
     similarity: float | None  # None: the method does not ask for it
@@ -20,9 +21,11 @@ class LayerReport(BaseModel):
     attention_error_before: float | None = None
     attention_error_after: float | None = None
     attention_mean_scale: float | None = None
+    attention_notes: dict[str, float] = {}
     mlp_error_before: float | None = None
     mlp_error_after: float | None = None
     mlp_mean_scale: float | None = None
+    mlp_notes: dict[str, float] = {}
     seconds: float = 0.0
 
 

@@ -7,7 +7,7 @@ and every file it left is there, it need not run again. Nothing here imports wha
 import ast
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import slimllm_nb
@@ -76,10 +76,20 @@ def dense_digest(profile: Profile) -> str:
     return total.hexdigest()
 
 
-def code_digest(modules: Iterable[str]) -> str:
-    """SHA-256 over these modules ("a.b": slimllm_nb.a.b), all that they import from the package, and what they read."""
+def code_digest(modules: Iterable[str], without: Callable[[Path], bool] = lambda file: False) -> str:
+    """SHA-256 over these modules ("a.b": slimllm_nb.a.b), all that they import from the package, and what they read.
+
+    without: which files do not count, nor what they alone import.
+    """
     total = hashlib.sha256()
-    _add_files(total, _used(modules))
+    _add_files(total, _used(modules, without))
+    return total.hexdigest()
+
+
+def file_digest(file: Path, without: Callable[[Path], bool] = lambda file: False) -> str:
+    """The same for a Python file, wherever it lies."""
+    total = hashlib.sha256()
+    _add_files(total, {file, *_used(_imports(ast.parse(file.read_text(encoding="utf-8"))), without)})
     return total.hexdigest()
 
 
@@ -101,13 +111,13 @@ def _used_by_cells(path: Path, cells: list[dict]) -> set[Path]:
     return _used(imported)
 
 
-def _used(modules: Iterable[str]) -> set[Path]:
+def _used(modules: Iterable[str], without: Callable[[Path], bool] = lambda file: False) -> set[Path]:
     """The files of these modules ("a.b": slimllm_nb.a.b), of all that they import, and what they read."""
     found: set[Path] = set()
     waiting = [file for module in modules for file in _files(module)]
     while waiting:
         file = waiting.pop()
-        if file in found:
+        if file in found or without(file):
             continue
         found.add(file)
         if file.suffix == ".py":

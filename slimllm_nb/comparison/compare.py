@@ -1,0 +1,215 @@
+"""compare(methods): every method at SlimLLM's number of decoder parameters, over settings and seeds."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from slimllm_nb.calibration import windows
+from slimllm_nb.comparison import identity
+from slimllm_nb.comparison.protocol import Protocol, protocol_of
+from slimllm_nb.comparison.table import Comparison, Row
+from slimllm_nb.evaluation import count_parameters, perplexity, token_blocks
+from slimllm_nb.files import write_text
+from slimllm_nb.methods import Method, MethodLike, as_method
+from slimllm_nb.progress import bar as progress_bar
+from slimllm_nb.pruning import layer_similarities, prune
+from slimllm_nb.reproduce.profiles import Profile, load_profile, run_folder
+from slimllm_nb.sources import load_model, load_texts, load_tokenizer
+
+REFERENCE = "slimllm"
+
+
+def compare(
+    methods: Sequence[MethodLike],
+    settings: Sequence[str] | None = None,
+    seeds: int = 5,
+    *,
+    profile: str | Profile = "embedded",
+    calibrate_on: Sequence[str] | None = None,
+    judge_on: Sequence[str] | None = None,
+    num_samples: int | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Perplexity of pruned models, every method with the same samples and as many decoder parameters as SlimLLM leaves.
+
+    methods: as in methods.as_method; SlimLLM as published is always among them, because the others are compared with it
+    seed by seed. settings: keys of the profile's ("20", "50"; default: all). seeds: 0, 1, ... draw the calibration
+    samples. calibrate_on, judge_on, num_samples: see comparison.protocol_of.
+
+    SlimLLM prunes by the setting's own ratio; every other method gets the decoder share that SlimLLM left with that
+    seed as target_parameters, which it meets within 0.3 points. Every row is kept under runs/<profile>/comparison as
+    soon as it is there, and taken from there as long as nothing that made it has changed: an interrupted comparison
+    goes on, and a method more costs that method alone.
+    Errors: ValueError, before anything is measured, for an unknown method, part, setting or corpus and for two methods
+    of one name; later, naming method, setting and seed, for a target that a method cannot meet.
+    """
+    profile = load_profile(profile) if isinstance(profile, str) else profile
+    chosen = _named(methods)
+    keys = list(profile.settings) if settings is None else [str(key) for key in settings]
+    if unknown := [key for key in keys if key not in profile.settings]:
+        raise ValueError(
+            f"profile {profile.name} has no setting {', '.join(unknown)}; allowed: {', '.join(profile.settings)}"
+        )
+    if seeds < 1:
+        raise ValueError(f"seeds is {seeds}; allowed: at least 1")
+    bench = Bench(profile, protocol_of(profile, calibrate_on, judge_on, num_samples), progress)
+    total = seeds * len(keys) * len(chosen)
+    rows = []
+    with progress_bar(total=total, desc="comparing", unit="row", progress=progress) as bar:
+        for row in bench.rows(chosen, keys, seeds):
+            rows.append(row)
+            bar.set_postfix_str(f"{row.method}, {row.setting} %, seed {row.seed}", refresh=False)
+            bar.update()
+    return Comparison(bench.protocol, bench.dense(), rows)
+
+
+def _named(methods: Sequence[MethodLike]) -> dict[str, Method]:
+    """The methods by name, SlimLLM first."""
+    found = {REFERENCE: as_method(REFERENCE)}
+    for method in map(as_method, methods):
+        if method.name == REFERENCE and identity.of_method(method) == identity.of_method(found[REFERENCE]):
+            continue
+        if method.name in found:
+            raise ValueError(f"two methods are called {method.name!r}: give one another 'name'")
+        found[method.name] = method
+    return found
+
+
+@dataclass
+class Bench:
+    """A model, texts and a protocol: measures rows, or finds them measured. Loads nothing that no new row needs."""
+
+    profile: Profile
+    protocol: Protocol
+    progress: bool = True
+
+    def rows(self, methods: dict[str, Method], settings: Sequence[str], seeds: int) -> Iterator[Row]:
+        """Seed by seed, SlimLLM first, so that what an interruption leaves can be compared."""
+        for seed in range(seeds):
+            for key in settings:
+                share = None
+                for method in methods.values():
+                    row = self.row(method, key, seed, share)
+                    share = row.decoder_share if share is None else share
+                    yield row
+
+    def row(self, method: Method, key: str, seed: int, share: float | None) -> Row:
+        """One method, setting and seed. share: of the decoder that is to be left; None: by the setting's own amount."""
+        setting = self.profile.settings[key]
+        amount = {name: value for name, value in setting.arguments.items() if name != "method"}
+        if share is not None:
+            amount = {"target_parameters": share, "target_of": "decoder"} | {
+                name: amount[name] for name in ("pruned_layers", "alpha")
+            }
+        made_by = identity.digest(common=self._common, method=identity.of_method(method), amount=amount, seed=seed)
+
+        def measured() -> Row:
+            samples, similarity, seconds = self._samples(seed)
+            try:
+                start = time.perf_counter()
+                pruned, report = prune(
+                    self._model,
+                    samples,
+                    **amount,
+                    method=method,
+                    similarity=similarity,
+                    seed=seed,
+                    progress=self.progress,
+                )
+                seconds = time.perf_counter() - start + (seconds if "similarity" in method.allocation.needs else 0.0)
+            except ValueError as error:
+                raise ValueError(f"method {method.name}, setting {key}, seed {seed}: {error}") from error
+            return Row(
+                method=method.name,
+                setting=key,
+                seed=seed,
+                perplexity=self._perplexity(pruned),
+                decoder_parameters=report.decoder.after,
+                decoder_share=report.decoder.share_left,
+                model_parameters=report.model.after,
+                model_share=report.model.share_left,
+                seconds=seconds,
+            )
+
+        # The same parts under another name are the same row.
+        return self._kept(made_by, measured).model_copy(update={"method": method.name, "setting": key})
+
+    def dense(self) -> Row:
+        """The model from which nothing goes."""
+
+        def measured() -> Row:
+            parameters = count_parameters(self._model)
+            return Row(
+                method="dense",
+                perplexity=self._perplexity(self._model),
+                decoder_parameters=parameters["decoder"],
+                decoder_share=1.0,
+                model_parameters=parameters["model"],
+                model_share=1.0,
+            )
+
+        return self._kept(identity.digest(common=self._common, dense=True), measured)
+
+    def _kept(self, made_by: str, measured: Callable[[], Row]) -> Row:
+        """The row of this digest: read, or measured and written."""
+        path = comparison_folder(self.profile.name) / f"{made_by[:24]}.json"
+        if path.is_file():
+            return Row.model_validate_json(path.read_text(encoding="utf-8"))
+        row = measured()
+        write_text(path, row.model_dump_json(indent=1) + "\n")
+        return row
+
+    @cached_property
+    def _common(self) -> list:
+        protocol = identity.of_protocol(self.protocol, self.profile)
+        return [identity.of_code(), identity.of_model(self.profile), protocol]
+
+    @cached_property
+    def _model(self):
+        return load_model(self.profile.model, **self.profile.loading)
+
+    @cached_property
+    def _tokenizer(self):
+        return load_tokenizer(self.profile.model, **self.profile.tokenizing)
+
+    @cached_property
+    def _blocks(self) -> dict[str, torch.Tensor]:
+        sizes = self.protocol.block_length, self.protocol.max_tokens
+        return {
+            corpus: token_blocks(load_texts(corpus, "held-out", self.profile.texts), self._tokenizer, *sizes)
+            for corpus in self.protocol.judge_on
+        }
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        return [
+            text
+            for corpus in self.protocol.calibrate_on
+            for text in load_texts(corpus, "calibration", self.profile.texts)
+        ]
+
+    def _samples(self, seed: int) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """Calibration samples, the dense layers' similarities on them, and how many seconds these took."""
+        if seed not in self._drawn:
+            self._drawn.clear()  # one seed after the other
+            samples = windows(self._texts, self._tokenizer, self.protocol.num_samples, self.protocol.length, seed)
+            start = time.perf_counter()
+            similarity = layer_similarities(self._model, samples, progress=self.progress)
+            self._drawn[seed] = samples, similarity, time.perf_counter() - start
+        return self._drawn[seed]
+
+    @cached_property
+    def _drawn(self) -> dict:
+        return {}
+
+    def _perplexity(self, model) -> dict[str, float]:
+        return {corpus: perplexity(model, blocks, progress=False) for corpus, blocks in self._blocks.items()}
+
+
+def comparison_folder(profile: str) -> Path:
+    """Where the rows of a profile are kept."""
+    return run_folder(profile) / "comparison"

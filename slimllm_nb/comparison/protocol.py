@@ -1,0 +1,66 @@
+"""What methods are calibrated and judged on when they are compared."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from slimllm_nb.corpora import EMBEDDED, NEVER_CALIBRATED, find_corpus
+from slimllm_nb.reproduce.profiles import Profile
+from slimllm_nb.settings import Settings
+
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class Protocol(Settings):
+    """Samples: `num_samples` windows of `length` tokens, drawn with the seed from the calibration halves of all of
+    `calibrate_on` (calibration.windows). Perplexity as in evaluation.token_blocks, on the held-out half of each of
+    `judge_on`."""
+
+    calibrate_on: Names
+    judge_on: Names
+    num_samples: int = Field(ge=1)
+    length: int = Field(ge=2)
+    block_length: int = Field(ge=2)
+    max_tokens: int | None = Field(default=None, ge=2)
+
+    def calibrated(self, corpus: str) -> bool:
+        """Whether the calibration samples come from this corpus (from other documents of it)."""
+        return corpus in self.calibrate_on
+
+
+def protocol_of(
+    profile: Profile,
+    calibrate_on: Sequence[str] | None = None,
+    judge_on: Sequence[str] | None = None,
+    num_samples: int | None = None,
+) -> Protocol:
+    """A profile's calibration and evaluation, but for what is given.
+
+    Where the profile works with the embedded texts: calibrated on all that have a calibration half, judged on all, so
+    that every table shows a corpus that nobody calibrated on.
+    Errors: ValueError for a corpus that nobody defined (CorpusError), one that may not be calibrated on, and one that
+    is not split in halves and would be calibrated and judged on.
+    """
+    calibration, evaluation = profile.calibration, profile.evaluation
+    embedded = set(EMBEDDED) - set(profile.texts)
+    if calibrate_on is None:
+        halves = [corpus for corpus in EMBEDDED if corpus in embedded - set(NEVER_CALIBRATED)]
+        calibrate_on = halves if calibration.corpus in embedded else [calibration.corpus]
+    if judge_on is None:
+        others = [corpus for corpus in EMBEDDED if corpus in embedded - set(evaluation.corpora)]
+        judge_on = [*evaluation.corpora, *(others if embedded & set(evaluation.corpora) else [])]
+    for corpus in (*calibrate_on, *judge_on):
+        find_corpus(corpus, profile.texts)
+    if wrong := set(calibrate_on) & embedded & set(NEVER_CALIBRATED):
+        raise ValueError(f"{', '.join(sorted(wrong))} is for judging alone: name another corpus to calibrate on")
+    if both := set(calibrate_on) & set(judge_on) - embedded:
+        raise ValueError(f"{', '.join(sorted(both))} would be calibrated and judged on: name two corpora")
+    return Protocol(
+        calibrate_on=tuple(calibrate_on),
+        judge_on=tuple(judge_on),
+        num_samples=calibration.num_samples if num_samples is None else num_samples,
+        length=calibration.length,
+        block_length=evaluation.block_length,
+        max_tokens=evaluation.max_tokens,
+    )

@@ -1,0 +1,168 @@
+"""What can be told from measured rows: means, deviations, and differences from SlimLLM seed by seed."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel
+from scipy import stats
+
+from slimllm_nb.comparison.protocol import Protocol
+
+if TYPE_CHECKING:
+    from slimllm_nb.plots import Picture
+
+CONFIDENCE = 0.95
+
+
+class Row(BaseModel):
+    """One method at one setting with one seed. Seconds: of the pruning, with similarities where it asks for them."""
+
+    method: str
+    setting: str = ""
+    seed: int = 0
+    perplexity: dict[str, float]
+    decoder_parameters: int
+    decoder_share: float
+    model_parameters: int
+    model_share: float
+    seconds: float = 0.0
+
+
+@dataclass
+class Comparison:
+    """Rows of methods that were compared under one protocol; SlimLLM's are among them."""
+
+    protocol: Protocol
+    dense: Row
+    rows: list[Row]
+    reference: str = "slimllm"
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """A line for every row and corpus, and whether the samples come from that corpus."""
+        return pd.DataFrame(
+            {**row.model_dump(exclude={"perplexity"}), "corpus": corpus, "calibrated": self.protocol.calibrated(corpus)}
+            | {"perplexity": value}
+            for row in self.rows
+            for corpus, value in row.perplexity.items()
+        )
+
+    def summary(self) -> pd.DataFrame:
+        """For every setting and method: seeds, mean and deviation of the perplexity on every corpus, decoder and model
+        parameters, seconds. The deviation is that of a sample (n - 1); NaN with one seed."""
+        groups = self.frame.groupby(["setting", "method"], sort=False)
+        found = groups.agg(
+            seeds=("seed", "nunique"),
+            decoder_parameters=("decoder_parameters", "mean"),
+            decoder_share=("decoder_share", "mean"),
+            model_parameters=("model_parameters", "mean"),
+            seconds=("seconds", "mean"),
+        )
+        spread = self.frame.pivot_table(
+            index=["setting", "method"], columns="corpus", values="perplexity", aggfunc=["mean", "std"], sort=False
+        ).reindex(found.index)
+        for corpus in self.protocol.judge_on:
+            found[f"{corpus} mean"] = spread["mean"][corpus]
+            found[f"{corpus} std"] = spread["std"][corpus] if "std" in spread else np.nan
+        return found
+
+    def differences(self) -> pd.DataFrame:
+        """Perplexity over SlimLLM's with the same seed, for every setting, method and corpus: the geometric mean over
+        seeds as a change in percent, its 95 % interval (Student's t over the logarithms), and a verdict in a word.
+
+        "cannot be told": the interval holds 0, or there is one seed.
+        """
+        wide = self.frame.pivot(index=["setting", "corpus", "seed"], columns="method", values="perplexity")
+        logs = np.log(wide.div(wide[self.reference], axis=0))
+        lines = []
+        methods = [name for name in dict.fromkeys(row.method for row in self.rows) if name != self.reference]
+        for setting in dict.fromkeys(row.setting for row in self.rows):
+            for method in methods:
+                for corpus in self.protocol.judge_on:
+                    values = logs.loc[(setting, corpus), method].dropna()
+                    lines.append({"setting": setting, "method": method, "corpus": corpus} | _interval(values))
+        columns = ["setting", "method", "corpus", "seeds", "change", "low", "high", "verdict"]
+        return pd.DataFrame(lines, columns=columns).set_index(columns[:3])
+
+    def table(self) -> pd.DataFrame:
+        """The summary as it is read: mean ± deviation, a corpus that the samples come from with a star."""
+        summary, shown = self.summary(), {}
+        for corpus in self.protocol.judge_on:
+            heading = f"{corpus} *" if self.protocol.calibrated(corpus) else corpus
+            pairs = zip(summary[f"{corpus} mean"], summary[f"{corpus} std"], strict=True)
+            shown[heading] = [_number(mean) + ("" if np.isnan(std) else f" ± {_number(std)}") for mean, std in pairs]
+        shown["decoder left"] = [f"{share:.1%}" for share in summary.decoder_share]
+        shown["model parameters"] = [f"{count:,.0f}" for count in summary.model_parameters]
+        shown["seconds"] = [f"{seconds:.0f}" for seconds in summary.seconds]
+        return pd.DataFrame(shown, index=summary.index)
+
+    def changes(self) -> pd.DataFrame:
+        """The differences as they are read: change [interval], a column for every corpus."""
+        found = self.differences()
+        told = {
+            key: f"{line.change:+.1f} %" + ("" if np.isnan(line.low) else f" [{line.low:+.1f}, {line.high:+.1f}]")
+            for key, line in found.iterrows()
+        }
+        columns = {f"{one} *" if self.protocol.calibrated(one) else one: one for one in self.protocol.judge_on}
+        index = list(dict.fromkeys(key[:2] for key in found.index))
+        shown = {heading: [told[(*key, corpus)] for key in index] for heading, corpus in columns.items()}
+        return pd.DataFrame(shown, index=pd.MultiIndex.from_tuples(index, names=["setting", "method"]))
+
+    def plot(self) -> "Picture":
+        """Perplexity over SlimLLM's: mean and 95 % interval for every method, setting and corpus."""
+        from slimllm_nb import plots
+
+        found = self.differences().reset_index()
+        panels = {
+            f"{setting} % setting": {
+                corpus: {
+                    line.method: tuple(1 + np.array([line.change, line.low, line.high]) / 100)
+                    for line in found[(found.setting == setting) & (found.corpus == corpus)].itertuples()
+                }
+                for corpus in self.protocol.judge_on
+            }
+            for setting in dict.fromkeys(found.setting)
+        }
+        seeds = int(self.summary().seeds.min())
+        spread = "one seed" if seeds == 1 else f"mean of {seeds} seeds, 95 % interval"
+        return plots.ratio_intervals(
+            panels, f"Perplexity over SlimLLM's at equal decoder parameters: {spread}", "perplexity / SlimLLM's"
+        )
+
+    def __str__(self) -> str:
+        dense = ", ".join(f"{corpus} {value:.1f}" for corpus, value in self.dense.perplexity.items())
+        lines = [
+            f"Perplexity, mean ± standard deviation over seeds; {self.protocol.num_samples} calibration samples of "
+            f"{self.protocol.length} tokens. Dense: {dense}.",
+            self.table().to_string(),
+        ]
+        if len(self.changes()):
+            lines += [
+                "",
+                "Change against SlimLLM with the same seed: geometric mean [95 % interval]; an interval that holds 0 "
+                "tells nothing.",
+                self.changes().to_string(),
+            ]
+        stars = [corpus for corpus in self.protocol.judge_on if self.protocol.calibrated(corpus)]
+        if stars:
+            lines.append(f"* calibrated on other documents of the corpus it is measured on: {', '.join(stars)}")
+        return "\n".join(lines)
+
+
+def _interval(logs: pd.Series) -> dict:
+    """Geometric mean and interval of ratios, from their logarithms, as changes in percent."""
+    count, mean = len(logs), logs.mean()
+    low = high = np.nan
+    if count > 1:
+        half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * logs.std() / np.sqrt(count)
+        low, high = mean - half, mean + half
+    verdict = "lower" if high < 0 else "higher" if low > 0 else "cannot be told"
+    change, low, high = 100 * np.expm1([mean, low, high])
+    return {"seeds": count, "change": change, "low": low, "high": high, "verdict": verdict}
+
+
+def _number(value: float) -> str:
+    """Three or four digits."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"

@@ -1,0 +1,337 @@
+"""Methods side by side: equal budgets, statistics, and rows that are measured once."""
+
+import json
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import make_small_model
+from slimllm_nb import comparison, sources
+from slimllm_nb.comparison import Comparison, Protocol, compare, identity
+from slimllm_nb.comparison.__main__ import main, method_of
+from slimllm_nb.comparison.protocol import protocol_of
+from slimllm_nb.comparison.table import Row
+from slimllm_nb.methods import as_method, register
+from slimllm_nb.reproduce import load_profile
+
+MODULE = import_module("slimllm_nb.comparison.compare")
+PROFILE = """
+name: tiny
+description: a random model on its own texts
+model: llama
+seed: 0
+texts: {mine: {files: [mine.txt]}, theirs: {files: [theirs.txt]}}
+calibration: {corpus: mine, num_samples: 12, length: 16}
+evaluation: {corpora: [theirs, news], block_length: 16, max_tokens: 256}
+settings:
+  "20": {pruning_ratio: 0.3, pruned_layers: 3, alpha: 1, checkpoint: model}
+  "50": {pruning_ratio: 0.5, pruned_layers: 3, alpha: 1, checkpoint: model-50}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = sources.load_tokenizer()
+    make_small_model(4, vocab_size=len(tokenizer), intermediate_size=300, initializer_range=0.05).save_pretrained(
+        folder / "llama"
+    )
+    tokenizer.save_pretrained(folder / "llama")
+    for name, corpus in (("mine", "news"), ("theirs", "wikipedia")):
+        texts = sources.load_texts(corpus, "held-out")[:40]
+        (folder / f"{name}.txt").write_text("\n\n".join(texts), encoding="utf-8")
+    (folder / "tiny.yaml").write_text(PROFILE)
+    return folder
+
+
+@pytest.fixture
+def profile(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLIMLLM_NB_RUNS", str(tmp_path))
+    return load_profile(str(folder / "tiny.yaml"))
+
+
+@pytest.fixture
+def pruned(monkeypatch):
+    """The names of the methods that prune() is called with."""
+    names, real = [], MODULE.prune
+
+    def counted(*arguments, method, **options):
+        names.append(method.name)
+        return real(*arguments, method=method, **options)
+
+    monkeypatch.setattr(MODULE, "prune", counted)
+    return names
+
+
+def scores(output_weight):
+    return output_weight.norm(dim=0)
+
+
+MINE = {"channel_score": scores, "name": "mine"}
+
+
+@torch.no_grad()
+def test_methods_at_equal_budgets(profile, pruned):
+    found = compare(["flap", MINE], seeds=2, profile=profile, progress=False)
+    assert [(row.seed, row.setting, row.method) for row in found.rows] == [
+        (seed, key, name) for seed in (0, 1) for key in ("20", "50") for name in ("slimllm", "flap", "mine")
+    ]
+    shares = found.frame.pivot_table(index=["seed", "setting"], columns="method", values="decoder_share")
+    assert (shares.sub(shares.slimllm, axis=0).abs() <= 0.003).all(axis=None)
+    assert (shares.xs("50", level="setting") < shares.xs("20", level="setting")).all(axis=None)
+    assert found.rows[0].perplexity.keys() == found.dense.perplexity.keys() == {"theirs", "news", "wikipedia", "hamlet"}
+    assert found.frame.perplexity.nunique() == len(found.frame)  # another seed, method, setting, corpus: another number
+    assert not found.frame.calibrated.any()
+    assert "seconds" in found.table() and all(row.seconds > 0 for row in found.rows)
+    # SlimLLM's row is what prune() gives by the setting's own ratio.
+    assert pruned[:3] == ["slimllm", "flap", "mine"]
+
+
+def test_a_row_is_measured_once(profile, pruned, tmp_path):
+    first = compare(["flap"], ["20"], seeds=2, profile=profile, progress=False)
+    assert pruned == ["slimllm", "flap"] * 2
+    pruned.clear()
+    again = compare(["flap"], ["20"], seeds=2, profile=profile, progress=False)
+    assert not pruned and again.rows == first.rows and again.dense == first.dense
+    more = compare(["flap", MINE], ["20"], seeds=2, profile=profile, progress=False)
+    assert pruned == ["mine"] * 2 and [row for row in more.rows if row.method != "mine"] == first.rows
+    renamed = compare([MINE | {"name": "renamed"}], ["20"], seeds=2, profile=profile, progress=False)
+    assert pruned == ["mine"] * 2 and {row.method for row in renamed.rows} == {"slimllm", "renamed"}
+    compare(["flap"], ["20"], seeds=1, profile=profile, num_samples=13, progress=False)
+    assert pruned[2:] == ["slimllm", "flap"]
+    with (tmp_path / "tiny" / "comparison" / "note.txt").open("w") as file:
+        file.write("not a row")
+    assert compare(["flap"], ["20"], seeds=2, profile=profile, progress=False).rows == first.rows
+
+
+def test_an_interrupted_comparison_goes_on(profile, monkeypatch, tmp_path):
+    calls, real = [], MODULE.prune
+
+    def cut_off(*arguments, **options):
+        calls.append(options["method"].name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(MODULE, "prune", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        compare(["wanda_sp"], ["20"], seeds=2, profile=profile, progress=False)
+    assert len(list((tmp_path / "tiny" / "comparison").glob("*"))) == 2
+    compare(["wanda_sp"], ["20"], seeds=2, profile=profile, progress=False)
+    assert calls == ["slimllm", "wanda_sp", "slimllm", "slimllm", "wanda_sp"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "options", "message"),
+    [
+        (["flapp"], {}, "unknown method 'flapp'; allowed: flap"),
+        (["flap", {"channel_score": "lorap", "name": "flap"}], {}, "two methods are called 'flap'"),
+        ([lambda input_norms: input_norms], {}, "<lambda> is not registered: say what it is"),
+        (["flap"], {"settings": ["30"]}, "profile tiny has no setting 30; allowed: 20, 50"),
+        (["flap"], {"seeds": 0}, "seeds is 0; allowed: at least 1"),
+        (["flap"], {"calibrate_on": ["hamlet"]}, "hamlet is for judging alone"),
+        (["flap"], {"judge_on": ["mine"]}, "mine would be calibrated and judged on"),
+        (["flap"], {"judge_on": ["ours"]}, "unknown corpus 'ours'; allowed: news"),
+        (["flap"], {"num_samples": 0}, "num_samples"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_at_once(methods, options, message, profile, monkeypatch):
+    monkeypatch.setattr(MODULE, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(ValueError, match=message):
+        compare(methods, profile=profile, progress=False, **options)
+
+
+def test_a_method_that_misses_the_budget_is_named(profile):
+    def one_layer(pruning_ratio, num_layers):
+        return torch.tensor([pruning_ratio] + [0.0] * (num_layers - 1))
+
+    with pytest.raises(ValueError, match="method narrow, setting 50, seed 0: target_parameters is 0"):
+        compare([{"allocation": one_layer, "name": "narrow"}], ["50"], seeds=1, profile=profile, progress=False)
+
+
+def test_the_embedded_texts_are_compared_on_all_of_them():
+    embedded = load_profile("embedded")
+    found = protocol_of(embedded)
+    assert found.calibrate_on == ("news", "wikipedia") and found.judge_on == ("news", "wikipedia", "hamlet")
+    assert [found.calibrated(corpus) for corpus in found.judge_on] == [True, True, False]
+    assert protocol_of(embedded, num_samples=128).num_samples == 128
+    assert protocol_of(load_profile("llama-7b-20")).judge_on == ("wikitext2", "ptb")
+
+
+# Statistics, by hand.
+
+
+def rows(method, values, corpus="news"):
+    sizes = {"decoder_parameters": 80, "decoder_share": 0.8, "model_parameters": 90, "model_share": 0.9}
+    return [Row(method=method, setting="20", seed=s, perplexity={corpus: v}, **sizes) for s, v in enumerate(values)]
+
+
+def made(*lists) -> Comparison:
+    protocol = Protocol(
+        calibrate_on=("news",), judge_on=("news",), num_samples=8, length=16, block_length=16, max_tokens=None
+    )
+    dense = Row(method="dense", perplexity={"news": 5.0}, decoder_parameters=1, decoder_share=1, **MODEL)
+    return Comparison(protocol, dense, [row for one in lists for row in one])
+
+
+MODEL = {"model_parameters": 1, "model_share": 1}
+
+
+def test_means_deviations_and_paired_differences():
+    found = made(rows("slimllm", [10.0, 20.0, 40.0]), rows("half", [5.0, 11.0, 19.0]), rows("same", [11.0, 19.0, 41.0]))
+    summary = found.summary()
+    assert summary.loc[("20", "slimllm"), "news mean"] == pytest.approx(70 / 3)
+    assert summary.loc[("20", "slimllm"), "news std"] == pytest.approx(np.std([10, 20, 40], ddof=1))
+    differences = found.differences()
+    half = differences.loc[("20", "half", "news")]
+    logs = np.log([0.5, 0.55, 0.475])
+    # 4.302653: Student's t at 97.5 % with two degrees of freedom, from a table
+    low, high = (logs.mean() + sign * 4.302653 * logs.std(ddof=1) / np.sqrt(3) for sign in (-1, 1))
+    expected = 100 * (np.exp([logs.mean(), low, high]) - 1)
+    assert [half.change, half.low, half.high] == pytest.approx(expected.tolist(), rel=1e-5)
+    assert half.verdict == "lower" and differences.loc[("20", "same", "news")].verdict == "cannot be told"
+    text = str(found)
+    assert "news *" in text and "* calibrated on other documents of the corpus it is measured on: news" in text
+    assert "23.3 ± 15.3" in text and "Dense: news 5.0." in text
+
+
+def test_one_seed_has_no_deviation_and_tells_nothing():
+    found = made(rows("slimllm", [10.0]), rows("half", [5.0]))
+    line = found.differences().loc[("20", "half", "news")]
+    assert line.change == pytest.approx(-50) and np.isnan(line.low) and line.verdict == "cannot be told"
+    assert "10.0 " in found.table().to_string() and "±" not in found.table().to_string()
+    assert "one seed" in found.plot().get_suptitle()
+
+
+def test_the_picture():
+    found = made(rows("slimllm", [10.0, 20.0]), rows("half", [5.0, 11.0]), rows("twice", [20.0, 41.0]))
+    picture = found.plot()
+    (axes,) = picture.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["half", "twice"]
+    points = axes.containers[0].lines[0].get_xdata()
+    assert points == pytest.approx([np.sqrt(0.5 * 0.55), np.sqrt(2 * 2.05)])
+    assert axes.get_xscale() == "log" and "2 seeds, 95 % interval" in picture.get_suptitle()
+
+
+# What a row depends on.
+
+POWER = 2
+
+
+def powers(power):
+    def score(input_norms):
+        return input_norms**power
+
+    return score
+
+
+def with_global(input_norms):
+    return input_norms**POWER
+
+
+def of(**parts):
+    return identity.of_method(as_method(parts))
+
+
+def test_a_method_is_known_by_its_parts():
+    assert of(channel_score=powers(2)) == of(channel_score=powers(2)) != of(channel_score=powers(3))
+    ridge = [of(recovery={"name": "ridge_fixed", "penalty": penalty}) for penalty in (0.1, 0.1, 0.2)]
+    assert ridge[0] == ridge[1] != ridge[2]
+    shifts = [of(channel_score=powers(torch.full((3,), value))) for value in (1.0, 1.0, 2.0)]
+    assert shifts[0] == shifts[1] != shifts[2]
+    assert identity.of_method(as_method("flap")) == identity.of_method(as_method("flap"))
+    assert of(channel_score=lambda input_norms: input_norms) != of(channel_score=lambda input_norms: 2 * input_norms)
+
+
+def notebook_cell(source: str) -> dict:
+    space = {"__name__": "__main__"}
+    exec(compile(source, "<cell>", "exec"), space)
+    return space
+
+
+def test_functions_of_a_notebook_are_known_by_what_they_do():
+    source = "power = 2\ndef helper(x):\n    return x ** power\ndef score(input_norms):\n    return helper(input_norms)"
+    known = of(channel_score=notebook_cell(source)["score"])
+    assert of(channel_score=notebook_cell("# a comment\n\n" + source)["score"]) == known
+    for changed in (source.replace("power = 2", "power = 3"), source.replace("x ** power", "x * power")):
+        assert of(channel_score=notebook_cell(changed)["score"]) != known
+
+    class Score:
+        __name__ = "score"
+
+        def __call__(self, input_norms):
+            return input_norms
+
+    assert of(channel_score=Score()) != of(channel_score=Score())  # nobody knows what is in it: measured anew
+
+
+def test_only_a_methods_own_files_count(tmp_path, monkeypatch):
+    read = []
+    real = identity.file_digest
+    monkeypatch.setattr(identity, "file_digest", lambda file, without: read.append(file.name) or real(file, without))
+    identity.of_method(as_method("wanda_sp"))
+    assert set(read) == {"wanda.py", "published.py"}
+    files = {part.name for part in stamps_of_code()}
+    assert {"prune.py", "layer.py", "modeling.py", "compare.py", "calibration.py", "perplexity.py"} <= files
+    assert not files & {"flap.py", "published.py", "table.py", "profiles.py", "zeroshot.py", "progress.py"}
+
+
+def stamps_of_code():
+    from slimllm_nb.reproduce import stamps
+
+    seen = []
+    real = stamps._add_files
+    identity.of_code.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stamps, "_add_files", lambda total, files: seen.extend(files) or real(total, files))
+        identity.of_code()
+    return seen
+
+
+def test_a_registered_function_is_a_method_of_its_own():
+    @register.channel_score("norm_of_the_column")
+    def norm_of_the_column(output_weight):
+        return output_weight.norm(dim=0)
+
+    method = as_method(norm_of_the_column)
+    assert method.channel_score.name == "norm_of_the_column" and method.head_score.name == "pearson"
+    assert method.name == "slimllm, channel_score=norm_of_the_column"
+
+
+# The command.
+
+PARTS = """
+from slimllm_nb.methods import register
+
+
+@register.channel_score("{name}")
+def mine(input_means):
+    return input_means.abs()
+"""
+
+
+def test_the_command(profile, folder, tmp_path, capsys):
+    (tmp_path / "parts.py").write_text(PARTS.format(name="means_of_the_command"))
+    options = ["--profile", str(folder / "tiny.yaml"), "--parts", str(tmp_path / "parts.py"), "--settings", "20"]
+    methods = "flap,channel_score=means_of_the_command,flap+recovery=none"
+    assert main([*options, "--methods", methods, "--seeds", "2", "--samples", "9"]) == 0
+    out = capsys.readouterr().out
+    for name in ("slimllm", *methods.split(",")):
+        assert name in out
+    assert "9 calibration samples of 16 tokens" in out and "mean [95 % interval]" in out
+    lines = (tmp_path / "tiny" / "comparison" / "rows.csv").read_text().splitlines()
+    assert len(lines) == 1 + 4 * 2 * 4 and lines[0].startswith("method,setting,seed,")
+    assert (tmp_path / "tiny" / "comparison" / "picture.png").read_bytes().startswith(b"\x89PNG")
+    for path in (tmp_path / "tiny" / "comparison").glob("*.json"):
+        assert json.loads(path.read_text())["perplexity"].keys() == {"theirs", "news", "wikipedia", "hamlet"}
+    assert main([*options, "--methods", "flapp"]) == 2
+    assert "Not compared: unknown method 'flapp'; allowed:" in capsys.readouterr().err
+
+
+def test_how_the_command_names_methods():
+    assert method_of("flap") == "flap"
+    assert method_of("flap+recovery=ridge") == {"base": "flap", "name": "flap+recovery=ridge", "recovery": "ridge"}
+    assert method_of("channel_score=lorap")["base"] == "slimllm"
+    assert comparison.compare is compare
