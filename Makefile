@@ -17,7 +17,7 @@ PYTHON := "$(ENVIRONMENT)/bin/python"
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce quick test check compare zeroshot gguf lab notebooks reference lint lock clean
+.PHONY: help setup reproduce quick test check compare ablations zeroshot gguf lab notebooks reference lint lock clean
 
 help: ## list these targets
 	@echo "make TARGET, with the environment $(ENVIRONMENT):"
@@ -40,6 +40,9 @@ check: setup ## run a profile's executed notebooks again on a copy and compare t
 
 compare: setup ## compare methods at equal numbers of parameters [METHODS=slimllm,flap PROFILE=embedded SEEDS=5 COMPARE=--help]
 	$(PYTHON) -m slimllm_nb.comparison --profile $(PROFILE) --methods "$(METHODS)" --seeds $(SEEDS) $(COMPARE)
+
+ablations: setup ## the sweep of data/ablations/plan.yaml; goes on where it stopped [PROFILE=embedded]
+	$(PYTHON) -m slimllm_nb.comparison.ablations --profile $(PROFILE)
 
 zeroshot: setup ## zero-shot accuracy on the full sets of questions [PROFILE=embedded]
 	$(PYTHON) tools/zeroshot.py --profile $(PROFILE)

@@ -48,7 +48,7 @@ def compare(
     of one name; later, naming method, setting and seed, for a target that a method cannot meet.
     """
     profile = load_profile(profile) if isinstance(profile, str) else profile
-    chosen = _named(methods)
+    chosen = named(methods)
     keys = list(profile.settings) if settings is None else [str(key) for key in settings]
     if unknown := [key for key in keys if key not in profile.settings]:
         raise ValueError(
@@ -67,7 +67,7 @@ def compare(
     return Comparison(bench.protocol, bench.dense(), rows)
 
 
-def _named(methods: Sequence[MethodLike]) -> dict[str, Method]:
+def named(methods: Sequence[MethodLike]) -> dict[str, Method]:
     """The methods by name, SlimLLM first."""
     found = {REFERENCE: as_method(REFERENCE)}
     for method in map(as_method, methods):
@@ -91,21 +91,19 @@ class Bench:
         """Seed by seed, SlimLLM first, so that what an interruption leaves can be compared."""
         for seed in range(seeds):
             for key in settings:
-                share = None
-                for method in methods.values():
-                    row = self.row(method, key, seed, share)
-                    share = row.decoder_share if share is None else share
-                    yield row
+                yield from self.rows_of_seed(methods, key, seed)
+
+    def rows_of_seed(self, methods: dict[str, Method], key: str, seed: int) -> Iterator[Row]:
+        """The rows that share a budget; SlimLLM's comes first and sets it."""
+        share = None
+        for method in methods.values():
+            row = self.row(method, key, seed, share)
+            share = row.decoder_share if share is None else share
+            yield row
 
     def row(self, method: Method, key: str, seed: int, share: float | None) -> Row:
         """One method, setting and seed. share: of the decoder that is to be left; None: by the setting's own amount."""
-        setting = self.profile.settings[key]
-        amount = {name: value for name, value in setting.arguments.items() if name != "method"}
-        if share is not None:
-            amount = {"target_parameters": share, "target_of": "decoder"} | {
-                name: amount[name] for name in ("pruned_layers", "alpha")
-            }
-        made_by = identity.digest(common=self._common, method=identity.of_method(method), amount=amount, seed=seed)
+        amount = self._amount(key, share)
 
         def measured() -> Row:
             samples, similarity, seconds = self._samples(seed)
@@ -136,7 +134,34 @@ class Bench:
             )
 
         # The same parts under another name are the same row.
-        return self._kept(made_by, measured).model_copy(update={"method": method.name, "setting": key})
+        row = self._kept(self.made_by(method, key, seed, share), measured)
+        return row.model_copy(update={"method": method.name, "setting": key})
+
+    def found(self, method: Method, key: str, seed: int, share: float | None) -> Row | None:
+        """The same row where it is measured already; None where it is not."""
+        path = self._path(self.made_by(method, key, seed, share))
+        if not path.is_file():
+            return None
+        row = Row.model_validate_json(path.read_text(encoding="utf-8"))
+        return row.model_copy(update={"method": method.name, "setting": key})
+
+    def share_model(self, other: "Bench") -> None:
+        """Take the model and the tokenizer of another bench of this profile."""
+        self._loaded = other._loaded
+
+    def made_by(self, method: Method, key: str, seed: int, share: float | None) -> str:
+        """The digest of all that decides this row. Loads no model."""
+        if id(method) not in self._methods:
+            self._methods[id(method)] = method, identity.of_method(method)
+        parts = self._methods[id(method)][1]
+        return identity.digest(common=self._common, method=parts, amount=self._amount(key, share), seed=seed)
+
+    def _amount(self, key: str, share: float | None) -> dict:
+        setting = self.profile.settings[key]
+        if share is None:
+            return {name: value for name, value in setting.arguments.items() if name != "method"}
+        shared = {"pruned_layers": setting.pruned_layers, "alpha": setting.alpha}
+        return {"target_parameters": share, "target_of": "decoder", **shared}
 
     def dense(self) -> Row:
         """The model from which nothing goes."""
@@ -156,12 +181,19 @@ class Bench:
 
     def _kept(self, made_by: str, measured: Callable[[], Row]) -> Row:
         """The row of this digest: read, or measured and written."""
-        path = comparison_folder(self.profile.name) / f"{made_by[:24]}.json"
+        path = self._path(made_by)
         if path.is_file():
             return Row.model_validate_json(path.read_text(encoding="utf-8"))
-        row = measured()
+        row = measured().model_copy(update={"made_by": made_by})
         write_text(path, row.model_dump_json(indent=1) + "\n")
         return row
+
+    def _path(self, made_by: str) -> Path:
+        return comparison_folder(self.profile.name) / f"{made_by[:24]}.json"
+
+    @cached_property
+    def _methods(self) -> dict:
+        return {}
 
     @cached_property
     def _common(self) -> list:
@@ -169,12 +201,20 @@ class Bench:
         return [identity.of_code(), identity.of_model(self.profile), protocol]
 
     @cached_property
-    def _model(self):
-        return load_model(self.profile.model, **self.profile.loading)
+    def _loaded(self) -> dict:
+        return {}
 
-    @cached_property
+    @property
+    def _model(self):
+        if "model" not in self._loaded:
+            self._loaded["model"] = load_model(self.profile.model, **self.profile.loading)
+        return self._loaded["model"]
+
+    @property
     def _tokenizer(self):
-        return load_tokenizer(self.profile.model, **self.profile.tokenizing)
+        if "tokenizer" not in self._loaded:
+            self._loaded["tokenizer"] = load_tokenizer(self.profile.model, **self.profile.tokenizing)
+        return self._loaded["tokenizer"]
 
     @cached_property
     def _blocks(self) -> dict[str, torch.Tensor]:

@@ -17,7 +17,8 @@ CONFIDENCE = 0.95
 
 
 class Row(BaseModel):
-    """One method at one setting with one seed. Seconds: of the pruning, with similarities where it asks for them."""
+    """One method at one setting with one seed. Seconds: of the pruning, with similarities where it asks for them.
+    made_by: digest of all that decided it (identity.py)."""
 
     method: str
     setting: str = ""
@@ -28,6 +29,7 @@ class Row(BaseModel):
     model_parameters: int
     model_share: float
     seconds: float = 0.0
+    made_by: str = ""
 
 
 @dataclass
@@ -43,22 +45,23 @@ class Comparison:
     def frame(self) -> pd.DataFrame:
         """A line for every row and corpus, and whether the samples come from that corpus."""
         return pd.DataFrame(
-            {**row.model_dump(exclude={"perplexity"}), "corpus": corpus, "calibrated": self.protocol.calibrated(corpus)}
-            | {"perplexity": value}
+            row.model_dump(exclude={"perplexity", "made_by"})
+            | {"corpus": corpus, "calibrated": self.protocol.calibrated(corpus), "perplexity": value}
             for row in self.rows
             for corpus, value in row.perplexity.items()
         )
 
     def summary(self) -> pd.DataFrame:
         """For every setting and method: seeds, mean and deviation of the perplexity on every corpus, decoder and model
-        parameters, seconds. The deviation is that of a sample (n - 1); NaN with one seed."""
+        parameters, and the seconds of the fastest seed (the others waited for something else that the machine did).
+        The deviation is that of a sample (n - 1); NaN with one seed."""
         groups = self.frame.groupby(["setting", "method"], sort=False)
         found = groups.agg(
             seeds=("seed", "nunique"),
             decoder_parameters=("decoder_parameters", "mean"),
             decoder_share=("decoder_share", "mean"),
             model_parameters=("model_parameters", "mean"),
-            seconds=("seconds", "mean"),
+            seconds=("seconds", "min"),
         )
         spread = self.frame.pivot_table(
             index=["setting", "method"], columns="corpus", values="perplexity", aggfunc=["mean", "std"], sort=False
