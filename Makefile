@@ -17,7 +17,7 @@ PYTHON := "$(ENVIRONMENT)/bin/python"
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce quick test check compare ablations zeroshot gguf lab notebooks reference lint lock clean
+.PHONY: help setup reproduce quick test check compare ablations zeroshot gguf lab notebooks reference results lint lock clean
 
 help: ## list these targets
 	@echo "make TARGET, with the environment $(ENVIRONMENT):"
@@ -60,6 +60,9 @@ notebooks: setup ## run the committed notebooks again, top to bottom, and save t
 
 reference: setup ## keep the numbers of the embedded profile's run as those that tests and notebooks compare with
 	$(PYTHON) tools/reference.py
+
+results: setup ## write README's tables from what data/ablations keeps
+	$(PYTHON) tools/results.py
 
 lint: setup ## check style and formatting of code and notebooks
 	$(PYTHON) -m ruff check

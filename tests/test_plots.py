@@ -100,3 +100,17 @@ def test_the_decoder_layer_marks_the_two_projections_and_names_the_widths():
     assert {"64 wide", "4 heads", "1,200 channels"} <= texts.keys()
     marked = {name for name, text in texts.items() if (box := text.get_bbox_patch()) and box.get_linewidth() == 2}
     assert marked == {"o_proj", "down_proj"}
+
+
+def test_ratio_intervals_have_ticks_however_narrow_they_are():
+    rows = {"ours": (0.9, 0.8, 1.1), "theirs": (1.2, float("nan"), float("nan"))}
+    wide = {"ours": (0.5, 0.4, 0.6), "theirs": (30.0, 20.0, 40.0)}
+    picture = plots.ratio_intervals({"20 %": {"news": rows}, "50 %": {"news": wide}}, "t", "x")
+    left, right = picture.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["ours", "theirs"]
+    low, high = left.get_xlim()
+    assert len([tick for tick in left.get_xticks() if low <= tick <= high]) >= 3
+    assert {1.0, 10.0} <= set(right.get_xticks())
+    points, _, bars = left.containers[0]
+    assert points.get_xdata().tolist() == [0.9, 1.2]
+    assert bars[0].get_segments()[0][:, 0].tolist() == pytest.approx([0.8, 1.1])

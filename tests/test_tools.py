@@ -8,8 +8,11 @@ import pytest
 import torch
 
 import reference
+import results
 import write_gguf
 import zeroshot
+from slimllm_nb.comparison import Comparison, Protocol, ablations
+from slimllm_nb.comparison.table import Row
 from slimllm_nb.files import ROOT
 from slimllm_nb.reproduce import kept
 from test_gguf_file import make
@@ -49,6 +52,7 @@ def test_zeroshot_without_network_says_so(runs, monkeypatch, capsys):
 def test_reference_keeps_what_a_run_left(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reference, "ROOT", tmp_path)
     monkeypatch.setattr(reference, "ZEROSHOT", tmp_path / "zeroshot")
+    monkeypatch.setattr(reference, "ABLATIONS", tmp_path / "ablations")
     for folder in ("notebooks", "tests/reference"):
         (tmp_path / folder).mkdir(parents=True)
     for name in ("01_first", "02_second"):
@@ -72,6 +76,34 @@ def test_kept_accuracies_tell_whether_todays_code_made_them(tmp_path, monkeypatc
         (tmp_path / "embedded.json").write_text(json.dumps({"code": code, "rows": [{"model": "dense"}]}))
         table, found = kept.kept_zeroshot("embedded")
         assert (found, table.to_dict("records")) == (current, [{"model": "dense"}])
+
+
+def comparison(*lists) -> Comparison:
+    protocol = Protocol(calibrate_on=("news",), judge_on=("news",), num_samples=8, length=16, block_length=16)
+    sizes = {"decoder_parameters": 80, "decoder_share": 0.8, "model_parameters": 90, "model_share": 0.9, "seconds": 7}
+    rows = [
+        Row(method=method, setting="20", seed=seed, perplexity={"news": value}, **sizes)
+        for method, values in lists
+        for seed, value in enumerate(values)
+    ]
+    return Comparison(protocol, Row(method="dense", perplexity={"news": 5.0}, **sizes), rows)
+
+
+def test_results_are_written_between_two_comments():
+    found = comparison(("slimllm", [10.0, 20.0]), ("half", [5.0, 10.0]), ("unclear", [9.0, 22.0]))
+    text = f"before\n{results.START}\nold\n{results.END}\nafter"
+    written = results.replaced(text, ablations.Kept({"methods": found}, {}, 6, 6))
+    assert written == results.replaced(written, ablations.Kept({"methods": found}, {}, 6, 6))
+    lines = written.splitlines()
+    assert (lines[0], lines[-1]) == ("before", "after") and "old" not in lines
+    assert lines[2] == "8 calibration samples of 16 tokens from other documents of news, 2 seeds. Dense: news 5.0."
+    assert lines[-5:-2] == [
+        "| `slimllm` | 15.0 ± 7.1 | 80.0% | 7 |",
+        "| `half` | 7.5 ± 3.5, **-50.0 %** | 80.0% | 7 |",
+        "| `unclear` | 15.5 ± 9.2, -0.5 % | 80.0% | 7 |",
+    ]
+    with pytest.raises(ValueError, match=r"README\.md must hold"):
+        results.replaced("nothing", ablations.Kept({}, {}, 0, 0))
 
 
 def test_setup_refuses_an_environment_that_is_none(tmp_path):

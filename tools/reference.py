@@ -1,13 +1,14 @@
 """Take the metrics of a run as what tests/test_notebooks.py compares with: make reproduce; make reference
 
 Reads runs/embedded/results/<notebook>.json (or $SLIMLLM_NB_RUNS/embedded/results) of every committed notebook and
-writes tests/reference/<notebook>.json; keeps what `make zeroshot` left there, too, in data/zeroshot. Look at `git diff`
-before you commit it.
+writes tests/reference/<notebook>.json; keeps what `make zeroshot` and `make ablations` left there, too, in data/. Look
+at `git diff` before you commit it.
 """
 
 import json
 import sys
 
+from slimllm_nb.comparison.ablations import KEPT as ABLATIONS
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.reproduce import run_folder
 from slimllm_nb.reproduce.kept import ZEROSHOT
@@ -29,9 +30,10 @@ def main() -> int:
         if path.stem not in names:
             path.unlink()
             print(f"{path.stem}: removed, there is no such notebook")
-    if (folder / "zeroshot.json").is_file():
-        write_text(ZEROSHOT / f"{PROFILE}.json", (folder / "zeroshot.json").read_text(encoding="utf-8"))
-        print("zero-shot accuracies: kept")
+    for name, kept in (("zeroshot", ZEROSHOT), ("ablations", ABLATIONS)):
+        if (folder / f"{name}.json").is_file():
+            write_text(kept / f"{PROFILE}.json", (folder / f"{name}.json").read_text(encoding="utf-8"))
+            print(f"{name}: kept")
     if missing:
         print(f"Not run, reference left as it was: {', '.join(missing)} ({results} has no result)", file=sys.stderr)
     return 1 if missing else 0

@@ -104,13 +104,10 @@ class Comparison:
     def changes(self) -> pd.DataFrame:
         """The differences as they are read: change [interval], a column for every corpus."""
         found = self.differences()
-        told = {
-            key: f"{line.change:+.1f} %" + ("" if np.isnan(line.low) else f" [{line.low:+.1f}, {line.high:+.1f}]")
-            for key, line in found.iterrows()
-        }
+        cells = {key: told(line) for key, line in found.iterrows()}
         columns = {f"{one} *" if self.protocol.calibrated(one) else one: one for one in self.protocol.judge_on}
         index = list(dict.fromkeys(key[:2] for key in found.index))
-        shown = {heading: [told[(*key, corpus)] for key in index] for heading, corpus in columns.items()}
+        shown = {heading: [cells[(*key, corpus)] for key in index] for heading, corpus in columns.items()}
         return pd.DataFrame(shown, index=pd.MultiIndex.from_tuples(index, names=["setting", "method"]))
 
     def plot(self) -> "Picture":
@@ -152,6 +149,16 @@ class Comparison:
         if stars:
             lines.append(f"* calibrated on other documents of the corpus it is measured on: {', '.join(stars)}")
         return "\n".join(lines)
+
+
+def told(difference: pd.Series) -> str:
+    """A line of Comparison.differences in a few characters: change [interval]."""
+    interval = "" if np.isnan(difference.low) else f" [{_signed(difference.low)}, {_signed(difference.high)}]"
+    return f"{_signed(difference.change)} %{interval}"
+
+
+def _signed(percent: float) -> str:
+    return f"{percent:+,.0f}" if abs(percent) >= 100 else f"{percent:+.1f}"
 
 
 def _interval(logs: pd.Series) -> dict:

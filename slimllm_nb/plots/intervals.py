@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
 from slimllm_nb.plots.style import MARKERS, PALETTE, SIZE, Picture, finish, legend, log_ticks, new_picture
 
@@ -24,7 +25,13 @@ def ratio_intervals(
             style = {"color": PALETTE[index], "marker": MARKERS[index % len(MARKERS)], "markersize": 5, "capsize": 2}
             one.errorbar(ratios, heights, xerr=errors, linestyle="", label=label, **style)
         one.set_xscale("log")
-        log_ticks(one.xaxis)
+        left, right = one.get_xlim()
+        if right / left < 4:  # 1, 2, 5 would leave one tick
+            one.xaxis.set_major_locator(MaxNLocator(5))
+            one.xaxis.set_major_formatter(ScalarFormatter())
+            one.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            log_ticks(one.xaxis)
         one.set_yticks(range(len(names)), names if one is axes[0] else [""] * len(names))
         one.set_ylim(len(names) - 0.5, -0.5)
         one.set_title(panel, fontsize=10)
