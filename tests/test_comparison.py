@@ -1,5 +1,6 @@
 """Methods side by side: equal budgets, statistics, and rows that are measured once."""
 
+import functools
 import json
 from importlib import import_module
 
@@ -14,6 +15,7 @@ from slimllm_nb.comparison.__main__ import main, method_of
 from slimllm_nb.comparison.protocol import protocol_of
 from slimllm_nb.comparison.table import Row
 from slimllm_nb.methods import as_method, register
+from slimllm_nb.methods.ridge import ridge_fixed
 from slimllm_nb.reproduce import load_profile
 
 MODULE = import_module("slimllm_nb.comparison.compare")
@@ -239,8 +241,11 @@ def test_a_method_is_known_by_its_parts():
     assert of(channel_score=powers(2)) == of(channel_score=powers(2)) != of(channel_score=powers(3))
     ridge = [of(recovery={"name": "ridge_fixed", "penalty": penalty}) for penalty in (0.1, 0.1, 0.2)]
     assert ridge[0] == ridge[1] != ridge[2]
-    shifts = [of(channel_score=powers(torch.full((3,), value))) for value in (1.0, 1.0, 2.0)]
-    assert shifts[0] == shifts[1] != shifts[2]
+    for shape in ((3,), ()):
+        shifts = [of(channel_score=powers(torch.full(shape, value))) for value in (1.0, 1.0, 2.0)]
+        assert shifts[0] == shifts[1] != shifts[2]
+    partials = [of(recovery=functools.partial(ridge_fixed, penalty=penalty)) for penalty in (0.1, 0.1, 0.2)]
+    assert partials[0] == partials[1] != partials[2]
     assert identity.of_method(as_method("flap")) == identity.of_method(as_method("flap"))
     assert of(channel_score=lambda input_norms: input_norms) != of(channel_score=lambda input_norms: 2 * input_norms)
 

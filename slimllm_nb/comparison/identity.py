@@ -78,7 +78,8 @@ def _source(part: Part) -> list:
     values and functions that it names; and its compiled code with the values that it closes over. The package's own
     files say all, under every version of Python."""
     file = [] if part.file is None else [file_digest(part.file, INDIFFERENT.__contains__)]
-    if file and part.file.is_relative_to(PACKAGE) and not inspect.getclosurevars(part.function).nonlocals:
+    plain = isinstance(part.function, FunctionType) and not inspect.getclosurevars(part.function).nonlocals
+    if file and plain and part.file.is_relative_to(PACKAGE):
         return file
     return file + _function(part.function, whole=not file, seen=set())
 
@@ -107,8 +108,12 @@ def _code(code: CodeType) -> list:
 
 def _value(value, whole: bool, seen: set):
     if isinstance(value, torch.Tensor):
-        data = value.detach().cpu().contiguous()
-        return [str(data.dtype), list(data.shape), hashlib.sha256(data.view(torch.uint8).numpy().tobytes()).hexdigest()]
+        data = value.detach().cpu().flatten()
+        return [
+            str(data.dtype),
+            list(value.shape),
+            hashlib.sha256(data.view(torch.uint8).numpy().tobytes()).hexdigest(),
+        ]
     if value is None or isinstance(value, str | int | float | complex | bytes):
         return repr(value)
     if isinstance(value, ModuleType):
