@@ -91,6 +91,7 @@ def own_method(folder, method: str):
 def test_a_method_of_ones_own_in_a_profile(tmp_path):
     profile = load_profile(str(own_method(tmp_path, "{channel_score: norms_of_a_profile, name: mine}")))
     assert profile.settings["20"].arguments["method"] == {"channel_score": "norms_of_a_profile", "name": "mine"}
+    assert profile.settings["20"].amount == load_profile("embedded").settings["20"].arguments  # without the method
     assert profile.method_name == "mine"
     before = stamps.digest(NOTEBOOK, profile, {})
     assert (tmp_path / "runs.txt").read_text() == "run\n"  # once, however often the files are asked for

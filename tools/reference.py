@@ -8,9 +8,9 @@ at `git diff` before you commit it.
 import json
 import sys
 
-from slimllm_nb.comparison.ablations import KEPT as ABLATIONS
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.reproduce import run_folder
+from slimllm_nb.reproduce.differences import KEPT as ABLATIONS
 from slimllm_nb.reproduce.kept import ZEROSHOT
 
 PROFILE = "embedded"

@@ -23,17 +23,17 @@ from typing import Any
 
 from pydantic import Field, RootModel
 
-from slimllm_nb.comparison.compare import REFERENCE, Bench, named
+from slimllm_nb.comparison.compare import Bench, named
 from slimllm_nb.comparison.identity import PACKAGES
 from slimllm_nb.comparison.protocol import Protocol, protocol_of
 from slimllm_nb.comparison.table import Comparison, Row
-from slimllm_nb.files import ROOT, write_text
+from slimllm_nb.files import write_text
 from slimllm_nb.methods import Method
 from slimllm_nb.progress import bar as progress_bar
+from slimllm_nb.reproduce.differences import KEPT, REFERENCE, kept_file
 from slimllm_nb.reproduce.profiles import Profile, load_profile, run_folder
 from slimllm_nb.settings import Settings, read_validated
 
-KEPT = ROOT / "data" / "ablations"
 PLAN = KEPT / "plan.yaml"
 
 
@@ -208,7 +208,7 @@ class Kept:
 
 def kept_ablations(profile: str = "embedded", plan: Path = PLAN, kept: Path | None = None) -> Kept | None:
     """What data/ablations/<profile>.json holds; None: nothing is kept."""
-    path = kept or KEPT / f"{profile}.json"
+    path = kept or kept_file(profile)
     if not path.is_file():
         return None
     content = json.loads(path.read_text(encoding="utf-8"))

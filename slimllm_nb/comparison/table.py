@@ -1,19 +1,19 @@
 """What can be told from measured rows: means, deviations, and differences from SlimLLM seed by seed."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel
-from scipy import stats
 
 from slimllm_nb.comparison.protocol import Protocol
+from slimllm_nb.reproduce.differences import REFERENCE, Difference, difference
 
 if TYPE_CHECKING:
     from slimllm_nb.plots import Picture
 
-CONFIDENCE = 0.95
+VERDICTS = {1: "higher", -1: "lower", 0: "cannot be told"}
 
 
 class Row(BaseModel):
@@ -39,7 +39,7 @@ class Comparison:
     protocol: Protocol
     dense: Row
     rows: list[Row]
-    reference: str = "slimllm"
+    reference: str = REFERENCE
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -78,14 +78,15 @@ class Comparison:
         "cannot be told": the interval holds 0, or there is one seed.
         """
         wide = self.frame.pivot(index=["setting", "corpus", "seed"], columns="method", values="perplexity")
-        logs = np.log(wide.div(wide[self.reference], axis=0))
+        ratios = wide.div(wide[self.reference], axis=0)
         lines = []
         methods = [name for name in dict.fromkeys(row.method for row in self.rows) if name != self.reference]
         for setting in dict.fromkeys(row.setting for row in self.rows):
             for method in methods:
                 for corpus in self.protocol.judge_on:
-                    values = logs.loc[(setting, corpus), method].dropna()
-                    lines.append({"setting": setting, "method": method, "corpus": corpus} | _interval(values))
+                    found = difference(ratios.loc[(setting, corpus), method].dropna())
+                    line = {"setting": setting, "method": method, "corpus": corpus, **asdict(found)}
+                    lines.append(line | {"verdict": VERDICTS[found.sign]})
         columns = ["setting", "method", "corpus", "seeds", "change", "low", "high", "verdict"]
         return pd.DataFrame(lines, columns=columns).set_index(columns[:3])
 
@@ -151,26 +152,9 @@ class Comparison:
         return "\n".join(lines)
 
 
-def told(difference: pd.Series) -> str:
+def told(line: pd.Series) -> str:
     """A line of Comparison.differences in a few characters: change [interval]."""
-    interval = "" if np.isnan(difference.low) else f" [{_signed(difference.low)}, {_signed(difference.high)}]"
-    return f"{_signed(difference.change)} %{interval}"
-
-
-def _signed(percent: float) -> str:
-    return f"{percent:+,.0f}" if abs(percent) >= 100 else f"{percent:+.1f}"
-
-
-def _interval(logs: pd.Series) -> dict:
-    """Geometric mean and interval of ratios, from their logarithms, as changes in percent."""
-    count, mean = len(logs), logs.mean()
-    low = high = np.nan
-    if count > 1:
-        half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * logs.std() / np.sqrt(count)
-        low, high = mean - half, mean + half
-    verdict = "lower" if high < 0 else "higher" if low > 0 else "cannot be told"
-    change, low, high = 100 * np.expm1([mean, low, high])
-    return {"seeds": count, "change": change, "low": low, "high": high, "verdict": verdict}
+    return str(Difference(line.change, line.low, line.high, line.seeds))
 
 
 def _number(value: float) -> str:

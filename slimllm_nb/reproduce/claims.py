@@ -15,8 +15,23 @@ if TYPE_CHECKING:  # pandas takes seconds to import, which the runner would spen
 CLAIMS = PAPER / "claims.yaml"
 
 
+class Swept(BaseModel):
+    """In `group` of data/ablations/plan.yaml, at `setting`, the perplexity of `method` is higher than SlimLLM's.
+
+    Over the seeds of the kept sweep, per seed the mean over all corpora (differences.kept_difference).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    group: str
+    setting: str
+    method: str
+
+
 class Claim(BaseModel):
     """One claim of the paper and how it is measured: `left` is less than, more than or within a tolerance of `right`.
+    Or, where it compares methods, a difference over seeds (`swept`): it holds when the interval lies on the claimed
+    side, and is too close to call when the interval holds 0.
 
     margin: relative to |right|. For less and more, what is closer than that is too close to call; for within, it is
     the tolerance, unless `absolute` gives one in the metric's own unit.
@@ -33,9 +48,10 @@ class Claim(BaseModel):
     claim: str
     source: str
     paper: str
-    left: str
-    right: str | float | None
-    relation: Literal["less", "more", "within"]
+    left: str | None = None
+    right: str | float | None = None
+    relation: Literal["less", "more", "within"] | None = None
+    swept: Swept | None = None
     margin: float | None = Field(default=None, ge=0)
     absolute: float | None = Field(default=None, ge=0)
     one_seed: bool = False
@@ -44,6 +60,13 @@ class Claim(BaseModel):
 
     @model_validator(mode="after")
     def _one_tolerance(self):
+        measured = (self.left, self.relation, self.margin, self.absolute)
+        if self.swept is not None:
+            if any(one is not None for one in (*measured, self.right)):
+                raise ValueError("give either swept, or left, right, relation and a tolerance")
+            return self
+        if self.left is None or self.relation is None:
+            raise ValueError("give left, right and relation, or swept")
         if (self.margin is None) == (self.absolute is None):
             raise ValueError("give either margin (relative) or absolute")
         if self.profiles is not None and not set(self.expected) <= set(self.profiles):
@@ -53,6 +76,8 @@ class Claim(BaseModel):
     @property
     def tolerance(self) -> str:
         """As it is printed: the same on every machine."""
+        if self.swept is not None:
+            return "95 % interval"
         if self.right is None:
             return "-"
         size = f"{self.absolute:g}" if self.margin is None else f"{100 * self.margin:g} %"

@@ -70,9 +70,12 @@ class Setting(Settings):
     @property
     def arguments(self) -> dict:
         """The keyword arguments of prune()."""
+        return self.amount if self.method is None else {**self.amount, "method": self.method}
+
+    @property
+    def amount(self) -> dict:
+        """Those of them that say how much goes, whatever the method."""
         shared = {"pruned_layers": self.pruned_layers, "alpha": self.alpha}
-        if self.method is not None:
-            shared["method"] = self.method
         if self.target_parameters is None:
             return {"pruning_ratio": self.pruning_ratio, **shared}
         return {"target_parameters": self.target_parameters, "target_of": self.target_of, **shared}

@@ -24,6 +24,7 @@ READS = {
     "corpora.py": "corpora.yaml",
     "reproduce/claims.py": "paper/*.csv",
     "evaluation/zeroshot.py": "tasks/*.[py]*",
+    "reproduce/differences.py": "ablations/*.json",
     "reproduce/kept.py": "zeroshot/*.json",
 }
 PARAMETERS = "parameters"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from slimllm_nb.files import write_text
 from slimllm_nb.reproduce.claims import Claim, PaperError, load_claims
+from slimllm_nb.reproduce.differences import Difference, kept_difference
 from slimllm_nb.reproduce.profiles import Profile, run_folder
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Verdict:
     left: float | None
     right: float | None
     compared: bool  # right was measured too, not a number of the claim
+    difference: Difference | None = None  # of methods, over seeds
     dense_off: bool = False  # the dense model was not the published one, and the run was told to go on (dense.py)
 
     @property
@@ -49,6 +51,8 @@ class Verdict:
 
     @property
     def measured(self) -> str:
+        if self.difference is not None:
+            return f"{self.difference}, {self.difference.seeds} seeds"
         if self.left is None or (self.compared and self.right is None):
             return "-"
         return f"{self.left:.4g} against {self.right:.4g}" if self.compared else f"{self.left:.4g}"
@@ -73,6 +77,8 @@ def dense_is_off(folder: Path) -> bool:
 
 
 def _verdict(claim: Claim, metrics: dict[str, float], profile: str, off: bool = False) -> Verdict:
+    if claim.swept is not None:
+        return _swept_verdict(claim, profile, off)
     compared = isinstance(claim.right, str)
     left = metrics.get(claim.left)
     right = metrics.get(claim.right) if compared else claim.right
@@ -84,6 +90,23 @@ def _verdict(claim: Claim, metrics: dict[str, float], profile: str, off: bool = 
         left=left,
         right=right,
         compared=compared,
+        dense_off=off,
+    )
+
+
+def _swept_verdict(claim: Claim, profile: str, off: bool) -> Verdict:
+    """A claim about methods, from the sweep that is kept for this profile."""
+    found = kept_difference(profile, **claim.swept.model_dump())
+    kinds = {1: HOLDS, -1: FAILS, 0: CLOSE}
+    return Verdict(
+        **claim.model_dump(include={"id", "notebook", "claim", "source", "paper"}),
+        tolerance=claim.tolerance,
+        verdict=NOT_RUN if found is None else kinds[found.sign],
+        expected=profile in claim.expected,
+        left=None,
+        right=None,
+        compared=False,
+        difference=found,
         dense_off=off,
     )
 
