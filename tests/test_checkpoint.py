@@ -223,6 +223,23 @@ def test_a_card_names_no_other_model_than_the_one_that_was_pruned(tokenizer, tmp
     assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\nlicense: apache-2.0\n" in card
 
 
+def test_a_card_names_the_method(tokenizer, tmp_path):
+    model, input_ids = make_small_model(4), torch.randint(0, 101, (6, 10))
+    options = {"pruning_ratio": 0.4, "pruned_layers": 3, "alpha": 2.0, "progress": False}
+    cards = {}
+    for name in ("slimllm", "flap", "mine"):
+        method = {"name": "mine", "recovery": "none"} if name == "mine" else name
+        pruned, report = prune(model, input_ids, **options, method=method)
+        folder = save_checkpoint(pruned, tokenizer, tmp_path / name, report=report)
+        cards[name] = (folder / "README.md").read_text()
+    assert (
+        "pruned with SlimLLM\n" in cards["slimllm"] and "the shift of the paper's linear regression" in cards["slimllm"]
+    )
+    for name in ("flap", "mine"):
+        assert f"pruned with the method {name}\n" in cards[name] and f"\n- method {name}\n" in cards[name]
+        assert "SlimLLM" not in cards[name] and "regression" not in cards[name]
+
+
 def test_the_loading_code_of_the_card_runs(tokenizer, tmp_path, monkeypatch):
     model, report = prune_small()
     folder = save_checkpoint(model, tokenizer, tmp_path / "m", report=report)

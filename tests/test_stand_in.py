@@ -7,6 +7,7 @@ table is what the library measures by itself, so the run must find its own numbe
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ import hub_folder
 from slimllm_nb import evaluation, pruning, sources
 from slimllm_nb.calibration import draw_samples
 from slimllm_nb.evaluation.zeroshot import zeroshot
+from slimllm_nb.files import ROOT
 from slimllm_nb.reproduce import load_profile
 from slimllm_nb.reproduce.profiles import PROFILES
 from slimllm_nb.sources.hub import HUB_VARIABLE
@@ -30,6 +32,14 @@ from slimllm_nb import reproduce
 settings = reproduce.load_profile(profile)
 folder = reproduce.run_folder(settings.name)
 reproduce.save_results(folder, "06_evaluation", {"ppl_20_slimllm_ptb": 1.0}, [], profile=settings.name)
+"""
+PARTS = """
+from slimllm_nb.methods import register
+
+
+@register.channel_score("norms_of_stand_in")
+def norms(input_norms, output_weight):
+    return input_norms * output_weight.norm(dim=0)
 """
 COLUMNS = ["ratio_percent", "tuned", "method", "wikitext2_ppl", "ptb_ppl"]
 
@@ -82,6 +92,9 @@ def place(tmp_path_factory):
         evaluation = {"corpora": ["ptb"], "block_length": 128}
         write_profile(folder, "spoilt", "stand-in/spoilt", evaluation=evaluation, zeroshot=None)
         write_table(folder)
+        method = {"name": "mine", "channel_score": "norms_of_stand_in", "recovery": "ridge"}
+        write_profile(folder, "own", "stand-in/llama", method=method, parts=["parts.py"], zeroshot=None, published=None)
+        (folder / "parts.py").write_text(PARTS)
         yield folder
 
 
@@ -126,6 +139,19 @@ def test_zero_shot_shows_the_floor_of_a_task(finished):
 def test_the_card_names_the_model_that_was_pruned(finished):
     card = (finished[0] / "model" / "README.md").read_text()
     assert "llama, pruned with SlimLLM" in card and "SmolLM2" not in card and "apache" not in card
+
+
+def test_a_profile_with_a_method_of_its_own(place):
+    """Its model is pruned with it; a notebook that takes SlimLLM apart runs all the same."""
+    (place / "own-notebooks").mkdir()
+    for name in ("04_regression_recovery", "06_evaluation"):
+        shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", place / "own-notebooks")
+    done = reproduce(place, "own", "--notebooks", str(place / "own-notebooks"))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    checkpoint = place / "runs" / "own" / "model"
+    assert "pruned with the method mine" in (checkpoint / "README.md").read_text()
+    report = json.loads((checkpoint / "pruning_report.json").read_text())
+    assert report["method"] == "mine" and any("penalty" in layer["mlp_notes"] for layer in report["layers"])
 
 
 def test_a_spoilt_tokenizer_stops_the_run_before_anything_is_pruned(place):

@@ -21,6 +21,7 @@ from slimllm_nb.sources.embedded import CONVERTED
 CARD = "README.md"
 REPORT = "pruning_report.json"
 CONFIG = "config.json"
+PUBLISHED = PruningReport.model_fields["method"].default  # what SlimLLM as published is called
 SUFFIXES = ("", "k", "M", "G", "T")
 
 
@@ -93,7 +94,7 @@ def model_card(
     dtype = str(model.dtype).removeprefix("torch.")
     lines = [
         *head,
-        f"# {base.name.rpartition('/')[2] or 'A LLaMA'}" + (", pruned with SlimLLM" if report else ""),
+        f"# {base.name.rpartition('/')[2] or 'A LLaMA'}" + (f", pruned with {_method(report)}" if report else ""),
         "",
         f"{parameters:,} parameters, {decimal(size)}B in {dtype}. Base model: {known}; licence of the base model, "
         f"which holds for this one too: {base.licence}.",
@@ -162,11 +163,15 @@ def _pruning(model: PreTrainedModel, report: PruningReport) -> list[str]:
             }
         )
     summary = "\n".join(f"- {line}" for line in str(report).splitlines())
+    biased = any(module.self_attn.o_proj.bias is not None for module in model.model.layers)
+    with_what = ["Whole attention heads and MLP channels, with the method that the next lines name."]
+    if report.method == PUBLISHED:
+        with_what = ["Whole attention heads and MLP channels, with SlimLLM (ICML 2025, arXiv 2505.22689)."]
+        with_what += ["A pruned projection has a bias: the shift of the paper's linear regression."] * biased
     return [
         "## What was removed",
         "",
-        "Whole attention heads and MLP channels, with SlimLLM (ICML 2025, arXiv 2505.22689). A pruned projection has",
-        "a bias: the shift of the paper's linear regression.",
+        *with_what,
         "",
         summary,
         "",
@@ -175,6 +180,10 @@ def _pruning(model: PreTrainedModel, report: PruningReport) -> list[str]:
         f"The numbers of the heads and channels that were kept stand in `{REPORT}`.",
         "",
     ]
+
+
+def _method(report: PruningReport) -> str:
+    return "SlimLLM" if report.method == PUBLISHED else f"the method {report.method}"
 
 
 def _base(base_model: str, licence: str | None) -> BaseModel:
