@@ -98,13 +98,13 @@ def tasks(profile: str, plan: Path = PLAN, groups: list[str] | None = None) -> I
                     yield Task(profile, plan, name, key, seed)
 
 
-def measure(task: Task, done=None) -> list[Row]:
-    """The rows of a task, measured or found; the name of each goes to the queue `done` as soon as it is there."""
+def measure(task: Task) -> list[Row]:
+    """The rows of a task, measured or found; a worker says so as soon as each is there."""
     group, bench = _group(task.profile, task.plan, task.group)
     rows = []
     for row in bench.rows_of_seed(group.named_methods(), task.setting, task.seed):
         rows.append(row)
-        if done is not None:
+        for done in _done:
             done.put(f"{task.group}: {row.method}, {row.setting} %, seed {row.seed}")
     return rows
 
@@ -128,36 +128,39 @@ def sweep(profile: str, plan: Path = PLAN, groups: list[str] | None = None, work
     total = sum(len(load_plan(plan)[task.group].named_methods()) for task in waiting)
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
+    done = context.Queue()
     with (
-        context.Manager() as manager,
-        ProcessPoolExecutor(workers, context, initializer=_limit, initargs=(threads,)) as pool,
+        ProcessPoolExecutor(workers, context, initializer=_start, initargs=(threads, done)) as pool,
         progress_bar(total=total, desc="ablations", unit="row") as bar,
     ):
-        done = manager.Queue()
-        futures = [pool.submit(measure, task, done) for task in waiting]
+        futures = [pool.submit(measure, task) for task in waiting]
         try:
-            while any(not one.done() for one in futures) or not done.empty():
+            while not all(one.done() for one in futures) or not done.empty():
                 try:
                     bar.set_postfix_str(done.get(timeout=1), refresh=False)
                     bar.update()
                 except queue.Empty:
-                    failed = [one for one in futures if one.done() and one.exception()]
-                    if failed:
-                        break
+                    for one in futures:
+                        if one.done():
+                            one.result()
             for one in futures:
-                if one.done():
-                    one.result()
-        finally:
+                one.result()
+        except BaseException:  # an interruption, too: what runs is not waited for
             pool.shutdown(cancel_futures=True, wait=False)
             for process in multiprocessing.active_children():
-                if process is not manager._process:
-                    process.terminate()
+                process.terminate()
+            raise
 
 
-def _limit(threads: int) -> None:
+def _start(threads: int, done: multiprocessing.Queue) -> None:
+    """A worker's first act: its share of the cores, and where it says that a row is there."""
     import torch
 
     torch.set_num_threads(threads)
+    _done.append(done)
+
+
+_done: list[multiprocessing.Queue] = []
 
 
 def collect(profile: str, plan: Path = PLAN) -> dict:
