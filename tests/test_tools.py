@@ -91,19 +91,26 @@ def comparison(*lists) -> Comparison:
 
 def test_results_are_written_between_two_comments():
     found = comparison(("slimllm", [10.0, 20.0]), ("half", [5.0, 10.0]), ("unclear", [9.0, 22.0]))
+    found.rows += comparison(("worse", [120.0, 240.0])).rows
     text = f"before\n{results.START}\nold\n{results.END}\nafter"
-    written = results.replaced(text, ablations.Kept({"methods": found}, {}, 6, 6))
-    assert written == results.replaced(written, ablations.Kept({"methods": found}, {}, 6, 6))
+    written = results.replaced(text, ablations.Kept({"methods": found}, {}, 8, 8))
+    assert written == results.replaced(written, ablations.Kept({"methods": found}, {}, 8, 8))
     lines = written.splitlines()
     assert (lines[0], lines[-1]) == ("before", "after") and "old" not in lines
     assert lines[2] == "8 calibration samples of 16 tokens from other documents of news, 2 seeds. Dense: news 5.0."
-    assert lines[-5:-2] == [
+    assert lines[-6:-2] == [
         "| `slimllm` | 15.0 ± 7.1 | 80.0% | 7 |",
         "| `half` | 7.5 ± 3.5, **-50.0 %** | 80.0% | 7 |",
         "| `unclear` | 15.5 ± 9.2, -0.5 % | 80.0% | 7 |",
+        "| `worse` | 180.0 ± 84.9, **12 times** | 80.0% | 7 |",
     ]
     with pytest.raises(ValueError, match=r"README\.md must hold"):
         results.replaced("nothing", ablations.Kept({}, {}, 0, 0))
+
+
+def test_the_readme_shows_what_is_kept():
+    text = results.README.read_text(encoding="utf-8")
+    assert text == results.replaced(text, ablations.kept_ablations()), "README.md is stale: make results"
 
 
 def test_setup_refuses_an_environment_that_is_none(tmp_path):

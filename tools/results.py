@@ -13,6 +13,7 @@ from slimllm_nb.files import ROOT, write_text
 
 README = ROOT / "README.md"
 START, END = "<!-- `make results` writes from here -->", "<!-- to here -->"
+MANY = 900  # percent; what is more is shown as a factor
 GROUPS = ("methods", "goal")  # those that README shows
 
 
@@ -47,6 +48,8 @@ def table(found: Comparison, setting: str) -> str:
             if method != found.reference:
                 change = changes.loc[(setting, method, corpus)]
                 percent = told(change).partition(" [")[0]
+                if change.change > MANY:
+                    percent = f"{1 + change.change / 100:,.0f} times"
                 row[corpus] += f", {percent}" if change.verdict == "cannot be told" else f", **{percent}**"
         rows.append(row | {"decoder left": line["decoder left"], "seconds": line["seconds"]})
     return markdown_table(rows)

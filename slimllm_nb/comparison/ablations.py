@@ -186,16 +186,16 @@ def collect(profile: str, plan: Path = PLAN) -> dict:
 
 
 def _known(task: Task) -> list[Row]:
-    """Those rows of a task that are measured already."""
+    """The rows of a task, where all of them are measured already: else the methods of a table would not have
+    the same seeds."""
     group, bench = _group(task.profile, task.plan, task.group)
     share, rows = None, []
     for method in group.named_methods().values():
         row = bench.found(method, task.setting, task.seed, share)
-        if row is None and share is None:
+        if row is None:
             return []
-        if row is not None:
-            share = row.decoder_share if share is None else share
-            rows.append(row)
+        share = row.decoder_share if share is None else share
+        rows.append(row)
     return rows
 
 

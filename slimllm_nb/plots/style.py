@@ -11,7 +11,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 from PIL import Image
 
 DPI = 80  # a notebook with ten figures stays under 300 KB
@@ -73,8 +73,13 @@ def log_ticks(axis) -> None:
     low, high = sorted(axis.get_view_interval())
     wide = high / low > 1000
     axis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
-    axis.set_major_formatter(EngFormatter(sep="") if high >= 10_000 else ScalarFormatter())
+    axis.set_major_formatter(FuncFormatter(_short) if high >= 10_000 else ScalarFormatter())
     axis.set_minor_formatter(NullFormatter())
+
+
+def _short(value: float, position: int) -> str:
+    """10k, 1M; but 0.1, not 100m."""
+    return f"{value:g}" if value < 1 else EngFormatter(sep="")(value)
 
 
 def references(axes: Axes, lines: Mapping[str, float]) -> None:
