@@ -7,9 +7,9 @@ import sys
 
 from slimllm_nb.comparison import Comparison
 from slimllm_nb.comparison.ablations import Kept, kept_ablations
-from slimllm_nb.comparison.table import told
 from slimllm_nb.export.checkpoint import markdown_table
 from slimllm_nb.files import ROOT, write_text
+from slimllm_nb.reproduce.differences import percent
 
 README = ROOT / "README.md"
 START, END = "<!-- `make results` writes from here -->", "<!-- to here -->"
@@ -30,10 +30,9 @@ def replaced(text: str, kept: Kept) -> str:
 def section(found: Comparison) -> str:
     """A group as Markdown: what it was measured under, and a table for every setting."""
     protocol = found.protocol
-    dense = ", ".join(f"{corpus} {value:.1f}" for corpus, value in found.dense.perplexity.items())
     head = (
         f"{protocol.num_samples} calibration samples of {protocol.length} tokens from other documents of "
-        f"{' and '.join(protocol.calibrate_on)}, {found.summary().seeds.max()} seeds. Dense: {dense}."
+        f"{' and '.join(protocol.calibrate_on)}, {found.summary().seeds.max()} seeds. {found.dense_line}"
     )
     return "\n\n".join([head, *(table(found, setting) for setting in dict.fromkeys(row.setting for row in found.rows))])
 
@@ -47,10 +46,10 @@ def table(found: Comparison, setting: str) -> str:
             row[corpus] = shown
             if method != found.reference:
                 change = changes.loc[(setting, method, corpus)]
-                percent = told(change).partition(" [")[0]
+                size = f"{percent(change.change)} %"
                 if change.change > MANY:
-                    percent = f"{1 + change.change / 100:,.0f} times"
-                row[corpus] += f", {percent}" if change.verdict == "cannot be told" else f", **{percent}**"
+                    size = f"{1 + change.change / 100:,.0f} times"
+                row[corpus] += f", {size}" if change.verdict == "cannot be told" else f", **{size}**"
         rows.append(row | {"decoder left": line["decoder left"], "seconds": line["seconds"]})
     return markdown_table(rows)
 

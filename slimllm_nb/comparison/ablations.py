@@ -114,8 +114,7 @@ def _group(profile: str, plan: Path, name: str) -> tuple[Group, Bench]:
     """A group and its bench; benches of one profile share the model."""
     group, loaded = load_plan(plan)[name], load_profile(profile)
     bench = Bench(loaded, group.protocol(loaded), progress=False)
-    if first := _first.setdefault(profile, bench):
-        bench.share_model(first)
+    bench.share_model(_first.setdefault(profile, bench))
     return group, bench
 
 
@@ -125,7 +124,8 @@ _first: dict[str, Bench] = {}
 def sweep(profile: str, plan: Path = PLAN, groups: list[str] | None = None, workers: int = 1) -> None:
     """Measure what is not measured yet; `workers` processes share the cores. Errors: those of Bench.row."""
     waiting = list(tasks(profile, plan, groups))
-    total = sum(len(load_plan(plan)[task.group].named_methods()) for task in waiting)
+    rows_of = {name: len(group.named_methods()) for name, group in load_plan(plan).items()}
+    total = sum(rows_of[task.group] for task in waiting)
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
     done = context.Queue()

@@ -94,9 +94,10 @@ class Comparison:
         """The summary as it is read: mean ± deviation, a corpus that the samples come from with a star."""
         summary, shown = self.summary(), {}
         for corpus in self.protocol.judge_on:
-            heading = f"{corpus} *" if self.protocol.calibrated(corpus) else corpus
             pairs = zip(summary[f"{corpus} mean"], summary[f"{corpus} std"], strict=True)
-            shown[heading] = [_number(mean) + ("" if np.isnan(std) else f" ± {_number(std)}") for mean, std in pairs]
+            shown[self._heading(corpus)] = [
+                _number(mean) + ("" if np.isnan(std) else f" ± {_number(std)}") for mean, std in pairs
+            ]
         shown["decoder left"] = [f"{share:.1%}" for share in summary.decoder_share]
         shown["model parameters"] = [f"{count:,.0f}" for count in summary.model_parameters]
         shown["seconds"] = [f"{seconds:.0f}" for seconds in summary.seconds]
@@ -106,10 +107,17 @@ class Comparison:
         """The differences as they are read: change [interval], a column for every corpus."""
         found = self.differences()
         cells = {key: told(line) for key, line in found.iterrows()}
-        columns = {f"{one} *" if self.protocol.calibrated(one) else one: one for one in self.protocol.judge_on}
         index = list(dict.fromkeys(key[:2] for key in found.index))
-        shown = {heading: [cells[(*key, corpus)] for key in index] for heading, corpus in columns.items()}
+        shown = {self._heading(corpus): [cells[(*key, corpus)] for key in index] for corpus in self.protocol.judge_on}
         return pd.DataFrame(shown, index=pd.MultiIndex.from_tuples(index, names=["setting", "method"]))
+
+    def _heading(self, corpus: str) -> str:
+        return f"{corpus} *" if self.protocol.calibrated(corpus) else corpus
+
+    @property
+    def dense_line(self) -> str:
+        """The dense model's perplexities in a few words."""
+        return "Dense: " + ", ".join(f"{corpus} {value:.1f}" for corpus, value in self.dense.perplexity.items()) + "."
 
     def plot(self) -> "Picture":
         """Perplexity over SlimLLM's: mean and 95 % interval for every method, setting and corpus."""
@@ -133,18 +141,18 @@ class Comparison:
         )
 
     def __str__(self) -> str:
-        dense = ", ".join(f"{corpus} {value:.1f}" for corpus, value in self.dense.perplexity.items())
+        changes = self.changes()
         lines = [
             f"Perplexity, mean ± standard deviation over seeds; {self.protocol.num_samples} calibration samples of "
-            f"{self.protocol.length} tokens. Dense: {dense}.",
+            f"{self.protocol.length} tokens. {self.dense_line}",
             self.table().to_string(),
         ]
-        if len(self.changes()):
+        if len(changes):
             lines += [
                 "",
                 "Change against SlimLLM with the same seed: geometric mean [95 % interval]; an interval that holds 0 "
                 "tells nothing.",
-                self.changes().to_string(),
+                changes.to_string(),
             ]
         stars = [corpus for corpus in self.protocol.judge_on if self.protocol.calibrated(corpus)]
         if stars:

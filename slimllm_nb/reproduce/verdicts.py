@@ -77,35 +77,22 @@ def dense_is_off(folder: Path) -> bool:
 
 
 def _verdict(claim: Claim, metrics: dict[str, float], profile: str, off: bool = False) -> Verdict:
-    if claim.swept is not None:
-        return _swept_verdict(claim, profile, off)
-    compared = isinstance(claim.right, str)
-    left = metrics.get(claim.left)
-    right = metrics.get(claim.right) if compared else claim.right
+    compared, left, right, found = isinstance(claim.right, str), None, None, None
+    if claim.swept is not None:  # about methods: from the sweep that is kept for this profile
+        found = kept_difference(profile, **claim.swept.model_dump())
+        kind = NOT_RUN if found is None else {1: HOLDS, -1: FAILS, 0: CLOSE}[found.sign]
+    else:
+        left = metrics.get(claim.left)
+        right = metrics.get(claim.right) if compared else claim.right
+        kind = _kind(claim, left, right)
     return Verdict(
         **claim.model_dump(include={"id", "notebook", "claim", "source", "paper"}),
         tolerance=claim.tolerance,
-        verdict=_kind(claim, left, right),
+        verdict=kind,
         expected=profile in claim.expected,
         left=left,
         right=right,
         compared=compared,
-        dense_off=off,
-    )
-
-
-def _swept_verdict(claim: Claim, profile: str, off: bool) -> Verdict:
-    """A claim about methods, from the sweep that is kept for this profile."""
-    found = kept_difference(profile, **claim.swept.model_dump())
-    kinds = {1: HOLDS, -1: FAILS, 0: CLOSE}
-    return Verdict(
-        **claim.model_dump(include={"id", "notebook", "claim", "source", "paper"}),
-        tolerance=claim.tolerance,
-        verdict=NOT_RUN if found is None else kinds[found.sign],
-        expected=profile in claim.expected,
-        left=None,
-        right=None,
-        compared=False,
         difference=found,
         dense_off=off,
     )
