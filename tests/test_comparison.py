@@ -24,9 +24,9 @@ name: tiny
 description: a random model on its own texts
 model: llama
 seed: 0
-texts: {mine: {files: [mine.txt]}, theirs: {files: [theirs.txt]}}
+texts: {mine: {files: [mine.txt]}, theirs: {files: [theirs.txt]}, others: {files: [others.txt]}}
 calibration: {corpus: mine, num_samples: 12, length: 16}
-evaluation: {corpora: [theirs, news], block_length: 16, max_tokens: 256}
+evaluation: {corpora: [theirs, others], block_length: 16, max_tokens: 128}
 settings:
   "20": {pruning_ratio: 0.3, pruned_layers: 3, alpha: 1, checkpoint: model}
   "50": {pruning_ratio: 0.5, pruned_layers: 3, alpha: 1, checkpoint: model-50}
@@ -41,8 +41,12 @@ def folder(tmp_path_factory):
         folder / "llama"
     )
     tokenizer.save_pretrained(folder / "llama")
-    for name, corpus in (("mine", "news"), ("theirs", "wikipedia")):
-        texts = sources.load_texts(corpus, "held-out")[:40]
+    for name, corpus, split in (
+        ("mine", "news", "held-out"),
+        ("theirs", "wikipedia", "held-out"),
+        ("others", "news", "calibration"),
+    ):
+        texts = sources.load_texts(corpus, split)[:40]
         (folder / f"{name}.txt").write_text("\n\n".join(texts), encoding="utf-8")
     (folder / "tiny.yaml").write_text(PROFILE)
     return folder
@@ -83,7 +87,7 @@ def test_methods_at_equal_budgets(profile, pruned):
     shares = found.frame.pivot_table(index=["seed", "setting"], columns="method", values="decoder_share")
     assert (shares.sub(shares.slimllm, axis=0).abs() <= 0.003).all(axis=None)
     assert (shares.xs("50", level="setting") < shares.xs("20", level="setting")).all(axis=None)
-    assert found.rows[0].perplexity.keys() == found.dense.perplexity.keys() == {"theirs", "news", "wikipedia", "hamlet"}
+    assert found.rows[0].perplexity.keys() == found.dense.perplexity.keys() == {"theirs", "others"}
     assert found.frame.perplexity.nunique() == len(found.frame)  # another seed, method, setting, corpus: another number
     assert not found.frame.calibrated.any()
     assert "seconds" in found.table() and all(row.seconds > 0 for row in found.rows)
@@ -327,10 +331,10 @@ def test_the_command(profile, folder, tmp_path, capsys):
         assert name in out
     assert "9 calibration samples of 16 tokens" in out and "mean [95 % interval]" in out
     lines = (tmp_path / "tiny" / "comparison" / "rows.csv").read_text().splitlines()
-    assert len(lines) == 1 + 4 * 2 * 4 and lines[0].startswith("method,setting,seed,")
+    assert len(lines) == 1 + 4 * 2 * 2 and lines[0].startswith("method,setting,seed,")
     assert (tmp_path / "tiny" / "comparison" / "picture.png").read_bytes().startswith(b"\x89PNG")
     for path in (tmp_path / "tiny" / "comparison").glob("*.json"):
-        assert json.loads(path.read_text())["perplexity"].keys() == {"theirs", "news", "wikipedia", "hamlet"}
+        assert json.loads(path.read_text())["perplexity"].keys() == {"theirs", "others"}
     assert main([*options, "--methods", "flapp"]) == 2
     assert "Not compared: unknown method 'flapp'; allowed:" in capsys.readouterr().err
 

@@ -63,6 +63,21 @@ def test_the_mean_over_corpora_seed_by_seed(keep):
     assert kept_difference("embedded", "methods", "20", "wanda_sp") is None
 
 
+def test_against_slimllm_under_another_protocol(keep, tmp_path):
+    keep(slimllm=[10.0, 20.0, 40.0])
+    content = json.loads((tmp_path / "embedded.json").read_text())
+    few = [
+        row | {"perplexity": {"news": 1.5 * row["perplexity"]["news"]}} for row in content["groups"]["methods"]["rows"]
+    ]
+    content["groups"]["few"] = {"rows": few[1:]}
+    (tmp_path / "embedded.json").write_text(json.dumps(content))
+    found = kept_difference("embedded", "few", "20", "slimllm", "methods")
+    # Perplexity on the second corpus is ten times that on the first, which is the only one of the other group.
+    assert found.change == pytest.approx(100 * (1.5 / math.sqrt(10) - 1)) and found.seeds == 2
+    assert kept_difference("embedded", "few", "20", "slimllm", "nothing") is None
+    assert kept_difference("embedded", "few", "20", "slimllm").change == pytest.approx(0)
+
+
 @pytest.mark.parametrize(
     ("flap", "expected"),
     [
@@ -101,3 +116,4 @@ def test_every_claim_about_methods_is_in_the_plan():
     assert len(swept) >= 4
     for one in swept:
         assert one.method in plan[one.group].named_methods() and one.setting in profile.settings, one
+        assert one.against is None or one.against in plan, one

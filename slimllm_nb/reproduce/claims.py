@@ -16,7 +16,8 @@ CLAIMS = PAPER / "claims.yaml"
 
 
 class Swept(BaseModel):
-    """In `group` of data/ablations/plan.yaml, at `setting`, the perplexity of `method` is higher than SlimLLM's.
+    """In `group` of data/ablations/plan.yaml, at `setting`, the perplexity of `method` is higher than SlimLLM's in the
+    group `against` (None: in the same).
 
     Over the seeds of the kept sweep, per seed the mean over all corpora (differences.kept_difference).
     """
@@ -26,6 +27,7 @@ class Swept(BaseModel):
     group: str
     setting: str
     method: str
+    against: str | None = None
 
 
 class Claim(BaseModel):

@@ -57,21 +57,29 @@ def difference(ratios: Sequence[float]) -> Difference:
     return Difference(change, low, high, count)
 
 
-def kept_difference(profile: str, group: str, setting: str, method: str) -> Difference | None:
-    """A method's perplexity against SlimLLM's in a group of the kept sweep, at a setting: per seed the geometric mean
-    over all corpora. None: not kept."""
+def kept_difference(
+    profile: str, group: str, setting: str, method: str, against: str | None = None
+) -> Difference | None:
+    """A method's perplexity in a group of the kept sweep, at a setting, against SlimLLM's in that group or in the group
+    `against`, which may have another protocol: per seed the geometric mean over all corpora. None: not kept."""
     path = kept_file(profile)
     if not path.is_file():
         return None
-    rows = json.loads(path.read_text(encoding="utf-8"))["groups"].get(group, {"rows": []})["rows"]
-    means = {
-        (row["method"], row["seed"]): _geometric_mean(row["perplexity"].values())
-        for row in rows
-        if row["setting"] == setting
-    }
-    seeds = sorted(seed for name, seed in means if name == method and (REFERENCE, seed) in means)
-    ratios = [means[method, seed] / means[REFERENCE, seed] for seed in seeds]
+    groups = json.loads(path.read_text(encoding="utf-8"))["groups"]
+    means = _means(groups, group, setting, method)
+    others = _means(groups, against or group, setting, REFERENCE)
+    ratios = [means[seed] / others[seed] for seed in sorted(means.keys() & others.keys())]
     return difference(ratios) if ratios else None
+
+
+def _means(groups: dict, group: str, setting: str, method: str) -> dict[int, float]:
+    """By seed: a method's geometric mean over all corpora."""
+    rows = groups.get(group, {"rows": []})["rows"]
+    return {
+        row["seed"]: _geometric_mean(row["perplexity"].values())
+        for row in rows
+        if (row["setting"], row["method"]) == (setting, method)
+    }
 
 
 def kept_file(profile: str) -> Path:
