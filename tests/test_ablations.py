@@ -109,25 +109,6 @@ def test_a_piece_of_the_channel_score_alone(score, key_value_heads, generator):
     assert all(layer.self_attn.o_proj.bias is None for layer in pruned_model.model.layers)
 
 
-@pytest.mark.parametrize("size", [1, 3])
-def test_more_damping_is_more_of_the_mean_diagonal(size, generator):
-    x = torch.randn(40, 12, generator=generator, dtype=torch.float64) * torch.linspace(0.1, 3, 12).double()
-    covariance, weight = x.T @ x / 40, torch.randn(7, 12, generator=generator, dtype=torch.float64)
-    kind = "channel_selection" if size == 1 else "head_selection"
-    known = {"input_covariance": covariance, "output_weight": weight, "num_pruned": 2, "head_dim": size}
-
-    def kept(damping):
-        return getattr(as_method({kind: {"name": "obs_damped", "damping": damping}}), kind)(known).tolist()
-
-    assert kept(0.0) == getattr(as_method({kind: "obs"}), kind)(known).tolist()
-    # With very much of it nothing is correlated any more: the smallest weights go.
-    sizes = weight.square().reshape(7, -1, size).sum((0, 2))
-    assert kept(1e9) == sorted(sizes.argsort()[2:].tolist())
-    shrunk = covariance.clone()
-    shrunk.diagonal().add_(0.5 * np.diag(covariance).mean())
-    assert kept(0.5) == getattr(as_method({kind: "obs"}), kind)(known | {"input_covariance": shrunk}).tolist()
-
-
 def test_an_alpha_of_ones_own():
     known = {
         "similarity": torch.tensor([0.5, 0.9, 0.7]).double(),

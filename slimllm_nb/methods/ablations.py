@@ -1,10 +1,9 @@
-"""SlimLLM, or OBS, with a piece taken out or another in its place: what the ablations compare (paper Tables 4 to 6)."""
+"""SlimLLM with a piece taken out or another in its place: what the ablations compare (paper Tables 4 to 6)."""
 
 import torch
 
 from slimllm_nb import ratios
 from slimllm_nb.channels import direction_importance, gate_and_up_terms
-from slimllm_nb.methods import obs
 from slimllm_nb.methods.registry import register
 
 
@@ -45,19 +44,3 @@ def scale(moments, output_weight, kept):
 def similarity_with_alpha(similarity, pruning_ratio, pruned_layers, sharpness=10.0):
     """Paper eq. 11 with an alpha of one's own (Table 5)."""
     return ratios.allocate(similarity, pruning_ratio, pruned_layers, sharpness)
-
-
-@register.head_selection("obs_damped")
-def obs_heads_damped(input_covariance, output_weight, head_dim, num_pruned, damping=0.3):
-    """obs_heads with `damping` times the mean diagonal on top: less trust in what few tokens say of correlations."""
-    return obs.obs_heads(_damped(input_covariance, damping), output_weight, head_dim, num_pruned)
-
-
-@register.channel_selection("obs_damped")
-def obs_channels_damped(input_covariance, output_weight, num_pruned, damping=0.3):
-    """obs_channels in the same way."""
-    return obs.obs_channels(_damped(input_covariance, damping), output_weight, num_pruned)
-
-
-def _damped(covariance, damping):
-    return covariance + damping * covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
