@@ -160,6 +160,9 @@ def test_what_is_measured_is_kept_and_known_again(name, plan, pruned, tmp_path):
     assert (kept.current, kept.total) == (14, 14)
     assert kept.groups["rivals"].rows == rows[:12] and kept.questions["few samples"] == "How many?"
     assert len(kept.groups["rivals"].differences()) == 2 * 2 * 2
+    assert kept.joined("rivals", "rivals").rows == rows[:12]
+    with pytest.raises(ValueError, match="group few samples has another protocol than rivals"):
+        kept.joined("rivals", "few samples")
     assert len(pruned) == len(rows)  # nothing was measured again
 
 

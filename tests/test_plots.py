@@ -60,6 +60,13 @@ def test_curves_put_ticks_at_the_points_of_a_logarithmic_axis():
     assert axes.lines[0].get_ydata().tolist() == [2, 1]
 
 
+def test_curves_draw_a_spread_at_each_point():
+    axes = plots.curves([8, 32], {"a": [2.0, 1.0]}, "t", "x", "y", spread={"a": [0.5, 0.25]}).axes[0]
+    (bars,) = axes.containers
+    lower, upper = (cap.get_ydata().tolist() for cap in bars.lines[1])
+    assert (lower, upper) == ([1.5, 0.75], [2.5, 1.25])
+
+
 def test_a_picture_is_small_and_of_fixed_size():
     picture = plots.curves(range(50), {"a": range(50)}, "t", "x", "y")
     bundle = picture._repr_mimebundle_()

@@ -208,6 +208,17 @@ class Kept:
     current: int
     total: int
 
+    def joined(self, *names: str) -> Comparison:
+        """These groups as one, each row once. Errors: KeyError for a group that is not kept, ValueError for groups that
+        were not measured under one protocol."""
+        groups = [self.groups[name] for name in names]
+        first = groups[0]
+        for name, one in zip(names, groups, strict=True):
+            if one.protocol != first.protocol:
+                raise ValueError(f"group {name} has another protocol than {names[0]}: they cannot be joined")
+        rows = {(row.setting, row.seed, row.method): row for one in groups for row in one.rows}
+        return Comparison(first.protocol, first.dense, list(rows.values()))
+
 
 def kept_ablations(profile: str = "embedded", plan: Path = PLAN, kept: Path | None = None) -> Kept | None:
     """What data/ablations/<profile>.json holds; None: nothing is kept."""

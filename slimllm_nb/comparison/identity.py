@@ -57,17 +57,17 @@ def of_method(method: Method) -> list:
 
 def of_model(profile: Profile) -> list:
     """The model by its name, or by its files, and how it is loaded."""
-    return [profile.model, profile.loading, _state(Path(profile.model).glob("*"))]
+    return [profile.model, profile.loading, of_files(Path(profile.model).glob("*"))]
 
 
 def of_protocol(protocol: Protocol, profile: Profile) -> list:
     """All settings, and the files of texts of one's own."""
     own = [find_corpus(name, profile.texts) for name in (*protocol.calibrate_on, *protocol.judge_on)]
     files = [Path(file) for one in own if one is not None for file in one.files or ()]
-    return [protocol.model_dump(), [one and one.model_dump() for one in own], _state(files)]
+    return [protocol.model_dump(), [one and one.model_dump() for one in own], of_files(files)]
 
 
-def _state(files) -> list:
+def of_files(files) -> list:
     """Name, size and time of the last change: no gigabyte is hashed."""
     found = [(path.name, path.stat()) for path in sorted(files) if path.is_file()]
     return [[name, one.st_size, one.st_mtime_ns] for name, one in found]

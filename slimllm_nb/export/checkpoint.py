@@ -63,8 +63,7 @@ def save_checkpoint(
     require_fitting(model, tokenizer)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("some of the model's weights are not in memory (offloaded by a device_map); load it whole")
-    if folder.exists() and not (folder.is_dir() and ((folder / CONFIG).exists() or not any(folder.iterdir()))):
-        raise FileExistsError(f"{folder} exists and holds no checkpoint; give another folder, or remove it")
+    require_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     card = model_card(model, report, results, _base(base_model or model.config.name_or_path, licence))
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True) as name:
@@ -79,6 +78,12 @@ def save_checkpoint(
             path.chmod((partial / CARD).stat().st_mode)
         _put_in_place(partial, folder, Path(name) / "old")
     return folder
+
+
+def require_free(folder: Path) -> None:
+    """Errors: FileExistsError for a folder that holds something else than a checkpoint."""
+    if folder.exists() and not (folder.is_dir() and ((folder / CONFIG).exists() or not any(folder.iterdir()))):
+        raise FileExistsError(f"{folder} exists and holds no checkpoint; give another folder, or remove it")
 
 
 def model_card(

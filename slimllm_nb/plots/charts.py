@@ -157,13 +157,17 @@ def curves(
     logx: bool = False,
     logy: bool = False,
     reference: Mapping[str, float] | None = None,
+    spread: Mapping[str, Values] | None = None,
 ) -> Picture:
     """One line per name over x, with a mark at each point. `logx` puts the ticks at the points themselves.
-    `reference`: named horizontal lines."""
+    `reference`: named horizontal lines. `spread`, for the same names: plus and minus that much at each point."""
     picture, (axes,) = new_picture(title)
     references(axes, reference or {})
     for index, (name, values) in enumerate(lines.items()):
         axes.plot(x, as_numbers(values), color=PALETTE[index], marker=MARKERS[index % len(MARKERS)], label=name)
+        if spread is not None:
+            bars = {"fmt": "none", "ecolor": PALETTE[index], "elinewidth": 1, "capsize": 3}
+            axes.errorbar(x, as_numbers(values), yerr=as_numbers(spread[name]), **bars)
     if logx:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(list(x)))

@@ -1,0 +1,162 @@
+"""prune_checkpoint(source, target, input_ids, ...): prune() for a model that need not fit in memory.
+
+Embedding and head stay on disk; a decoder layer is read, pruned and written before the next one is read. In memory are
+one layer, its statistics and the tokens' hidden states, whatever the number of layers.
+"""
+
+import time
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from slimllm_nb import ratios
+from slimllm_nb.disk.resume import Work, made_from, require_room
+from slimllm_nb.disk.stored import StoredModel
+from slimllm_nb.disk.walk import Walker, similarity_step
+from slimllm_nb.evaluation import count_parameters
+from slimllm_nb.export.checkpoint import require_free, save_checkpoint
+from slimllm_nb.llama import require_fitting
+from slimllm_nb.methods import Method, MethodLike, as_method
+from slimllm_nb.pruning.allocation import Allocator
+from slimllm_nb.pruning.budget import check_met, plan_target
+from slimllm_nb.pruning.layer import LayerPruner, parameters
+from slimllm_nb.pruning.prune import _check
+from slimllm_nb.pruning.report import LayerReport, PartReport, PruningReport
+from slimllm_nb.pruning.slicing import assemble
+from slimllm_nb.sources import load_tokenizer
+from slimllm_nb.sources.models import find_device
+
+
+@torch.no_grad()
+def prune_checkpoint(
+    source: str | Path,
+    target: str | Path,
+    input_ids: Int[Tensor, "samples length"],
+    *,
+    pruning_ratio: float | None = None,
+    target_parameters: float | None = None,
+    target_of: str = "model",
+    pruned_layers: int,
+    alpha: float,
+    method: MethodLike = "slimllm",
+    similarity: Float[Tensor, "layers"] | None = None,
+    seed: int = 0,
+    batch_size: int = 8,
+    activation_bytes: int = 1 << 30,
+    dtype: torch.dtype | str = "auto",
+    device: str = "cpu",
+    base_model: str | None = None,
+    licence: str | None = None,
+    max_shard_size: str = "2GB",
+    progress: bool = True,
+) -> PruningReport:
+    """Prune the LLaMA in the folder `source` and write a checkpoint into `target`; returns the report.
+
+    Settings as in prune(), which keeps the same heads and channels. dtype: what is computed with and written ("auto":
+    the checkpoint's own). device: "cpu", "cuda", or "auto". base_model, licence, max_shard_size: as in save_checkpoint.
+
+    What is cut off goes on at the layer where it was, when it is called again with the same settings: finished layers
+    stand in `.<target>.work` beside the target until the checkpoint is whole. Out of memory on an accelerator halves
+    the batch from there on, with a warning.
+    Errors: those of prune(); SourceError for a folder that holds no LLaMA in safetensors; FileExistsError for a target
+    that holds something else than a checkpoint; ValueError for a method that needs gradients of the whole model, and
+    for a disk without room. All before the first layer is computed.
+    """
+    start, target = time.perf_counter(), Path(target).absolute()
+    require_free(target)
+    method = as_method(method)
+    if _asks_for_gradients(method):
+        raise ValueError(f"method {method.name} asks for gradients, which need the whole model in memory: use prune()")
+    stored = StoredModel(source, dtype, find_device(device))
+    model = stored.skeleton
+    _check(model, input_ids, pruning_ratio, target_parameters, target_of, batch_size)
+    ratios.allocate(torch.zeros(stored.num_layers), pruning_ratio or 0.0, pruned_layers, alpha)  # checks them
+    tokenizer = load_tokenizer(str(source))
+    require_fitting(model, tokenizer)
+    work = Work(
+        target.with_name(f".{target.name}.work"),
+        made_from(
+            stored,
+            method,
+            input_ids=input_ids,
+            similarity=similarity,
+            amount=[pruning_ratio, target_parameters, target_of, pruned_layers, alpha],
+            others=[seed, batch_size, activation_bytes],
+        ),
+    )
+    require_room(target.parent, stored.size)
+    walker = Walker(stored, work, input_ids, batch_size, progress)
+
+    def pruner(batch_size: int) -> LayerPruner:
+        return LayerPruner(method, batch_size, activation_bytes, seed)
+
+    if similarity is None and "similarity" in method.allocation.needs:
+        walker("similarity", similarity_step)
+        values = [work.value("similarity", index) for index in range(stored.num_layers)]
+        similarity = torch.tensor(values, dtype=torch.float64)
+
+    def dense_scores() -> tuple[list[Tensor], list[Tensor]]:
+        def step(layer, hidden, context, index, batch_size):
+            heads, channels = pruner(batch_size).scores(layer, hidden, context, index)
+            return None, {"heads": heads, "channels": channels}
+
+        walker("dense scores", step)
+        found = [work.tensors("dense scores", index) for index in range(stored.num_layers)]
+        return [one["heads"] for one in found], [one["channels"] for one in found]
+
+    known = {"similarity": similarity, "pruned_layers": pruned_layers, "alpha": alpha}
+    allocator = Allocator(method.allocation, model, known, dense_scores if method.scores_dense_model else None)
+    removals = None
+    if target_parameters is not None:
+        plan = plan_target(allocator, model, target_parameters, target_of, shift=method.recovery.adds_bias)
+        pruning_ratio, removals = plan.pruning_ratio, plan.removals
+    layer_ratios = allocator(pruning_ratio).tolist()
+
+    def prune_step(layer, hidden, context, index, batch_size):
+        shares, removal = layer_ratios[index], None
+        if removals is not None and any(shares):
+            removal = removals[index] + carried(index)
+        one = None if similarity is None else similarity[index].item()
+        done = pruner(batch_size)(layer, hidden, context, tuple(shares), removal, one, index)
+        left = carried(index)
+        if removal is not None:
+            left = removal - (parameters(layer.state_dict()) - parameters(done.tensors))
+        value = {"report": done.report.model_dump(), "overrides": done.overrides, "carried": left}
+        return value, done.tensors
+
+    def carried(index: int) -> float:
+        return work.value("pruning", index - 1)["carried"] if index else 0.0
+
+    walker("pruning", prune_step)
+    done = [work.value("pruning", index) for index in range(stored.num_layers)]
+    tensors = [work.tensors("pruning", index) for index in range(stored.num_layers)]
+    pruned = assemble(model, tensors, [one["overrides"] for one in done])
+    before, after = count_parameters(model), count_parameters(pruned)
+    if target_parameters is not None:
+        check_met(target_parameters, target_of, after[target_of] / before[target_of])
+    report = PruningReport(
+        method=method.name,
+        pruning_ratio=pruning_ratio,
+        pruned_layers=pruned_layers,
+        alpha=alpha,
+        target_parameters=target_parameters,
+        target_of=None if target_parameters is None else target_of,
+        model=PartReport(before=before["model"], after=after["model"]),
+        decoder=PartReport(before=before["decoder"], after=after["decoder"]),
+        layers=[LayerReport.model_validate(one["report"]) for one in done],
+        seconds=time.perf_counter() - start,
+    )
+    base = base_model or str(source)
+    options = {"base_model": base, "licence": licence, "max_shard_size": max_shard_size}
+    save_checkpoint(pruned, tokenizer, target, report=report, **options)
+    work.remove()
+    return report
+
+
+def _asks_for_gradients(method: Method) -> bool:
+    parts = [*method.head_parts, *method.channel_parts]
+    if method.scores_dense_model:
+        parts += [method.head_score, method.channel_score]
+    return any(name.endswith("_gradient") for part in parts for name in part.needs)
