@@ -270,4 +270,4 @@ def test_a_target_that_holds_something_else_and_a_full_disk(input_ids, save, tmp
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(ValueError, match=r"has 0\.0 GB free; .* may take .* GB: give a target on another disk"):
         prune_checkpoint(source, tmp_path / "new", input_ids, **RATIO, **QUIET)
-    assert not read
+    assert not read and sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]

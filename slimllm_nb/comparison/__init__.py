@@ -5,7 +5,7 @@
 """
 
 from slimllm_nb.comparison.compare import compare
-from slimllm_nb.comparison.protocol import Protocol
+from slimllm_nb.comparison.protocol import Protocol, protocol_of
 from slimllm_nb.comparison.table import Comparison
 
-__all__ = ["Comparison", "Protocol", "compare"]
+__all__ = ["Comparison", "Protocol", "compare", "protocol_of"]

@@ -81,12 +81,12 @@ def _digest(tensor: Tensor) -> str:
 
 
 def require_room(folder: Path, size: int) -> None:
-    """Errors: ValueError unless the disk has room for the finished layers and the checkpoint made of them."""
+    """Errors: ValueError unless the disk has room for so many bytes, those counted that are in the folder already."""
+    there = sum(path.stat().st_size for path in folder.glob("*"))
     while not folder.exists():
         folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < 2 * size:
+    if shutil.disk_usage(folder).free + there < size:
         raise ValueError(
-            f"{folder} has {free / 1e9:.1f} GB free; the finished layers and the checkpoint made of them may take "
-            f"{2 * size / 1e9:.1f} GB: give a target on another disk"
+            f"{folder} has {shutil.disk_usage(folder).free / 1e9:.1f} GB free; the finished layers and the checkpoint "
+            f"made of them may take {(size - there) / 1e9:.1f} GB: give a target on another disk"
         )

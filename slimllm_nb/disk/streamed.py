@@ -75,8 +75,10 @@ def prune_checkpoint(
     ratios.allocate(torch.zeros(stored.num_layers), pruning_ratio or 0.0, pruned_layers, alpha)  # checks them
     tokenizer = load_tokenizer(str(source))
     require_fitting(model, tokenizer)
+    place = target.with_name(f".{target.name}.work")
+    require_room(place, 2 * stored.size)
     work = Work(
-        target.with_name(f".{target.name}.work"),
+        place,
         made_from(
             stored,
             method,
@@ -86,7 +88,6 @@ def prune_checkpoint(
             others=[seed, batch_size, activation_bytes],
         ),
     )
-    require_room(target.parent, stored.size)
     walker = Walker(stored, work, input_ids, batch_size, progress)
 
     def pruner(batch_size: int) -> LayerPruner:
