@@ -13,7 +13,10 @@ import torch
 import literal_methods as literal
 from conftest import make_small_model
 from slimllm_nb.comparison import ablations
-from slimllm_nb.comparison.ablations import PlanError, collect, dumped, kept_ablations, load_plan, measure, tasks
+from slimllm_nb.comparison import plan as plans
+from slimllm_nb.comparison.ablations import measure
+from slimllm_nb.comparison.kept import collect, dumped, kept_ablations
+from slimllm_nb.comparison.plan import PlanError, load_plan, tasks
 from slimllm_nb.methods import as_method
 from slimllm_nb.pruning import prune
 from test_comparison import folder, profile, pruned  # noqa: F401  fixtures
@@ -35,8 +38,8 @@ def plan(tmp_path):
 
 @pytest.fixture
 def name(profile, folder):  # noqa: F811
-    ablations._group.cache_clear()
-    ablations._first.clear()
+    plans.group_and_bench.cache_clear()
+    plans._first.clear()
     return str(folder / "tiny.yaml")
 
 
@@ -171,7 +174,7 @@ def test_rows_that_todays_code_would_not_make_are_counted(name, plan, tmp_path):
         measure(task)
     (tmp_path / "kept.json").write_text(dumped(collect(name, plan)))
     plan.write_text(PLAN.replace("head_selection: lowest", "channel_selection: lowest"))
-    ablations._group.cache_clear()
+    plans.group_and_bench.cache_clear()
     kept = kept_ablations(name, plan, tmp_path / "kept.json")
     assert (kept.current, kept.total) == (8, 12)
     assert kept_ablations(name, plan, tmp_path / "nothing.json") is None

@@ -26,6 +26,7 @@ NOTEBOOKS = [
     "04_regression_recovery",
     "05_ratio_allocation",
     "06_evaluation",
+    "07_ablations",
     "08_your_own_method",
 ]
 # Assembled from parts, so that this file does not name what it looks for.

@@ -11,7 +11,8 @@ import reference
 import results
 import write_gguf
 import zeroshot
-from slimllm_nb.comparison import Comparison, Protocol, ablations
+from slimllm_nb.comparison import Comparison, Protocol
+from slimllm_nb.comparison.kept import Kept, kept_ablations
 from slimllm_nb.comparison.table import Row
 from slimllm_nb.files import ROOT
 from slimllm_nb.reproduce import kept
@@ -93,8 +94,8 @@ def test_results_are_written_between_two_comments():
     found = comparison(("slimllm", [10.0, 20.0]), ("half", [5.0, 10.0]), ("unclear", [9.0, 22.0]))
     found.rows += comparison(("worse", [120.0, 240.0])).rows
     text = f"before\n{results.START}\nold\n{results.END}\nafter"
-    written = results.replaced(text, ablations.Kept({"methods": found}, {}, 8, 8))
-    assert written == results.replaced(written, ablations.Kept({"methods": found}, {}, 8, 8))
+    written = results.replaced(text, Kept({"methods": found}, {}, 8, 8))
+    assert written == results.replaced(written, Kept({"methods": found}, {}, 8, 8))
     lines = written.splitlines()
     assert (lines[0], lines[-1]) == ("before", "after") and "old" not in lines
     assert lines[2] == "8 calibration samples of 16 tokens from other documents of news, 2 seeds. Dense: news 5.0."
@@ -105,12 +106,12 @@ def test_results_are_written_between_two_comments():
         "| `worse` | 180.0 ± 84.9, **12 times** | 80.0% | 7 |",
     ]
     with pytest.raises(ValueError, match=r"README\.md must hold"):
-        results.replaced("nothing", ablations.Kept({}, {}, 0, 0))
+        results.replaced("nothing", Kept({}, {}, 0, 0))
 
 
 def test_the_readme_shows_what_is_kept():
     text = results.README.read_text(encoding="utf-8")
-    assert text == results.replaced(text, ablations.kept_ablations()), "README.md is stale: make results"
+    assert text == results.replaced(text, kept_ablations()), "README.md is stale: make results"
 
 
 def test_setup_refuses_an_environment_that_is_none(tmp_path):

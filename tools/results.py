@@ -6,7 +6,7 @@ They stand between two comments; what is written by hand around them stays. test
 import sys
 
 from slimllm_nb.comparison import Comparison
-from slimllm_nb.comparison.ablations import Kept, kept_ablations
+from slimllm_nb.comparison.kept import Kept, kept_ablations
 from slimllm_nb.export.checkpoint import markdown_table
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.reproduce.differences import percent

@@ -1,0 +1,91 @@
+"""The plan of the sweep (data/ablations/plan.yaml): groups of methods, each compared with SlimLLM by one protocol."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, RootModel
+
+from slimllm_nb.comparison.compare import Bench, named
+from slimllm_nb.comparison.protocol import Protocol, protocol_of
+from slimllm_nb.methods import Method
+from slimllm_nb.reproduce.differences import KEPT
+from slimllm_nb.reproduce.profiles import Profile, load_profile
+from slimllm_nb.settings import Settings, read_validated
+
+PLAN = KEPT / "plan.yaml"
+
+
+class PlanError(ValueError):
+    """A plan that is not valid."""
+
+
+class Group(Settings):
+    """Methods that are compared with SlimLLM under one protocol (see comparison.protocol_of)."""
+
+    name: str
+    question: str
+    seeds: int = Field(ge=1)
+    num_samples: int | None = Field(default=None, ge=1)
+    calibrate_on: list[str] | None = None
+    methods: list[str | dict[str, Any]]
+
+    def protocol(self, profile: Profile) -> Protocol:
+        return protocol_of(profile, self.calibrate_on, None, self.num_samples)
+
+    def named_methods(self) -> dict[str, Method]:
+        """SlimLLM and the group's own. Errors: PartError for an unknown one."""
+        return named(self.methods)
+
+
+class _Plan(RootModel):
+    root: list[Group]
+
+
+def load_plan(path: Path = PLAN) -> dict[str, Group]:
+    """The groups by name. Errors: PlanError naming the file, and for an unknown method and a name that occurs twice."""
+    groups = read_validated(path, _Plan, PlanError).root
+    plan = {group.name: group for group in groups}
+    if len(plan) < len(groups):
+        raise PlanError(f"{path}: two groups have one name")
+    for group in groups:
+        try:
+            group.named_methods()
+        except ValueError as error:
+            raise PlanError(f"{path}: group {group.name}: {error}") from error
+    return plan
+
+
+@cache
+def group_and_bench(profile: str, plan: Path, name: str) -> tuple[Group, Bench]:
+    """A group and its bench; benches of one profile share the model."""
+    group, loaded = load_plan(plan)[name], load_profile(profile)
+    bench = Bench(loaded, group.protocol(loaded), progress=False)
+    bench.share_model(_first.setdefault(profile, bench))
+    return group, bench
+
+
+_first: dict[str, Bench] = {}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one worker does at a time: the rows of a group that share seed and budget."""
+
+    profile: str
+    plan: Path
+    group: str
+    setting: str
+    seed: int
+
+
+def tasks(profile: str, plan: Path = PLAN, groups: list[str] | None = None) -> Iterator[Task]:
+    """All tasks of these groups (None: all), group by group, so that what is asked first is answered first."""
+    settings = load_profile(profile).settings
+    for name, group in load_plan(plan).items():
+        if groups is None or name in groups:
+            for seed in range(group.seeds):
+                for key in settings:
+                    yield Task(profile, plan, name, key, seed)
