@@ -67,6 +67,13 @@ def of_protocol(protocol: Protocol, profile: Profile) -> list:
     return [protocol.model_dump(), [one and one.model_dump() for one in own], of_files(files)]
 
 
+def of_tensor(tensor: torch.Tensor) -> list:
+    """Its type, its shape and its numbers."""
+    data = tensor.detach().cpu().flatten()
+    sha256 = hashlib.sha256(data.view(torch.uint8).numpy().tobytes()).hexdigest()
+    return [str(data.dtype), list(tensor.shape), sha256]
+
+
 def of_files(files) -> list:
     """Name, size and time of the last change: no gigabyte is hashed."""
     found = [(path.name, path.stat()) for path in sorted(files) if path.is_file()]
@@ -108,12 +115,7 @@ def _code(code: CodeType) -> list:
 
 def _value(value, whole: bool, seen: set):
     if isinstance(value, torch.Tensor):
-        data = value.detach().cpu().flatten()
-        return [
-            str(data.dtype),
-            list(value.shape),
-            hashlib.sha256(data.view(torch.uint8).numpy().tobytes()).hexdigest(),
-        ]
+        return of_tensor(value)
     if value is None or isinstance(value, str | int | float | complex | bytes):
         return repr(value)
     if isinstance(value, ModuleType):

@@ -1,11 +1,9 @@
 """What a long walk over the layers leaves behind, so that it can go on where it was cut off."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -71,13 +69,8 @@ def made_from(stored: StoredModel, method: Method, **others) -> dict:
         "source": identity.of_files(stored.folder.glob("*")),
         "computed": [str(stored.dtype), stored.device.type],
         "method": identity.of_method(method),
-        "others": {name: _digest(one) if isinstance(one, Tensor) else one for name, one in others.items()},
+        "others": {name: identity.of_tensor(one) if isinstance(one, Tensor) else one for name, one in others.items()},
     }
-
-
-def _digest(tensor: Tensor) -> str:
-    data = tensor.detach().cpu().contiguous().flatten()
-    return hashlib.sha256(data.view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def require_room(folder: Path, size: int) -> None:

@@ -9,11 +9,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from slimllm_nb.llama import require_llama
 from slimllm_nb.sources.downloads import SourceError
-
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+from slimllm_nb.sources.models import _require_llama
 
 
 class StoredModel:
@@ -29,7 +29,8 @@ class StoredModel:
         self.folder, self.device = Path(folder), torch.device(device)
         if not (self.folder / "config.json").is_file():
             raise SourceError(f"{self.folder} has no config.json; allowed: a folder with a LLaMA in safetensors")
-        config = _config(self.folder)
+        _require_llama(str(self.folder), str(self.folder), {})
+        config = AutoConfig.from_pretrained(self.folder)
         self.dtype = (config.dtype or torch.float32) if dtype == "auto" else dtype
         with torch.device("meta"):
             self.skeleton = AutoModelForCausalLM.from_config(config, dtype=self.dtype).eval().requires_grad_(False)
@@ -71,12 +72,15 @@ class StoredModel:
 
     def _files(self) -> dict[str, Path]:
         """The file of every weight."""
-        if (self.folder / INDEX).is_file():
-            names = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        elif (self.folder / SINGLE).is_file():
-            names = dict.fromkeys(self._names(self.folder / SINGLE), SINGLE)
+        if (self.folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+            names = json.loads((self.folder / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
+        elif (self.folder / SAFE_WEIGHTS_NAME).is_file():
+            names = dict.fromkeys(self._names(self.folder / SAFE_WEIGHTS_NAME), SAFE_WEIGHTS_NAME)
         else:
-            raise SourceError(f"{self.folder} has neither {SINGLE} nor {INDEX}; allowed: weights in safetensors")
+            raise SourceError(
+                f"{self.folder} has neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}; "
+                "allowed: weights in safetensors"
+            )
         if missing := sorted({name for name in names.values() if not (self.folder / name).is_file()}):
             raise SourceError(f"{self.folder} lacks {len(missing)} of its files of weights, the first is {missing[0]}")
         return {name: self.folder / file for name, file in names.items()}
@@ -115,14 +119,3 @@ class StoredModel:
                     if self._file_of[name] == file:
                         tensors[name] = opened.get_tensor(name).to(self.dtype)
         return tensors
-
-
-def _config(folder: Path):
-    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if content.get("model_type") == "slim_llama":
-        from slimllm_nb import modeling  # noqa: F401  importing it registers the architecture
-    elif content.get("model_type") != "llama":
-        raise SourceError(
-            f"{folder} has model_type {content.get('model_type')!r}; allowed: 'llama' (or a checkpoint of this project)"
-        )
-    return AutoConfig.from_pretrained(folder)

@@ -23,6 +23,7 @@ from slimllm_nb.pruning.allocation import Allocator
 from slimllm_nb.pruning.budget import check_met, plan_target
 from slimllm_nb.pruning.layer import LayerPruner, parameters
 from slimllm_nb.pruning.prune import _check
+from slimllm_nb.pruning.quantities import ChannelQuantities, HeadQuantities
 from slimllm_nb.pruning.report import LayerReport, PartReport, PruningReport
 from slimllm_nb.pruning.slicing import assemble
 from slimllm_nb.sources import load_tokenizer
@@ -157,7 +158,7 @@ def prune_checkpoint(
 
 
 def _asks_for_gradients(method: Method) -> bool:
-    parts = [*method.head_parts, *method.channel_parts]
+    heads, channels = method.head_parts, method.channel_parts
     if method.scores_dense_model:
-        parts += [method.head_score, method.channel_score]
-    return any(name.endswith("_gradient") for part in parts for name in part.needs)
+        heads, channels = [*heads, method.head_score], [*channels, method.channel_score]
+    return bool(HeadQuantities.gradient_names(heads) or ChannelQuantities.gradient_names(channels))
