@@ -17,7 +17,7 @@ PYTHON := "$(ENVIRONMENT)/bin/python"
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce quick test check compare ablations zeroshot gguf lab notebooks reference results lint lock clean
+.PHONY: help setup reproduce quick test check compare ablations zeroshot gguf lab notebooks reference bench results course assignments grade lint lock clean
 
 help: ## list these targets
 	@echo "make TARGET, with the environment $(ENVIRONMENT):"
@@ -61,8 +61,20 @@ notebooks: setup ## run the committed notebooks again, top to bottom, and save t
 reference: setup ## keep the numbers of the embedded profile's run as those that tests and notebooks compare with
 	$(PYTHON) tools/reference.py
 
+bench: setup ## time and memory of pruning, beside what they cannot be below [PARTS=prune,layer,literal,growth,checkpoint]
+	$(PYTHON) tools/bench.py $(if $(PARTS),--parts $(PARTS))
+
 results: setup ## write README's tables from what data/ablations keeps
 	$(PYTHON) tools/results.py
+
+course: setup ## add what the assignments need to the environment
+	@$(PYTHON) -m uv pip install --quiet --python $(PYTHON) --require-hashes -r requirements-course.lock
+
+assignments: course ## write the assignments' releases, solutions and autograder files to runs/course
+	$(PYTHON) tools/course.py release
+
+grade: course ## points for a folder of submitted notebooks [SUBMISSIONS=folder]
+	$(PYTHON) tools/course.py grade $(SUBMISSIONS)
 
 lint: setup ## check style and formatting of code and notebooks
 	$(PYTHON) -m ruff check

@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+ROWS = 64
+WIDE = 2048  # outputs from which on an eigendecomposition is slower than feature_space.py
+
 
 @dataclass(frozen=True)
 class ChannelStatistics:
@@ -60,7 +63,11 @@ def gate_and_up_terms(
     up_weight: Float[Tensor, "intermediate hidden"],
 ) -> Float[Tensor, "intermediate"]:
     """The last two terms of paper eq. 8: norms of the rows of W_gate and W_up, weighted by their inputs' norms."""
-    return sum((weight.to(input_norms) * input_norms).norm(dim=1) for weight in (gate_weight, up_weight))
+    return sum(
+        # Some rows at a time: in float64 they stay in the processor's cache.
+        torch.cat([(rows.to(input_norms) * input_norms).norm(dim=1) for rows in weight.split(ROWS)])
+        for weight in (gate_weight, up_weight)
+    )
 
 
 def direction_importance(

@@ -96,10 +96,7 @@ def literal_prune(model, input_ids, pruning_ratio, pruned_layers, alpha, greedy=
         inputs = captured(model, input_ids, mlp.gate_proj).flatten(0, 1)
         a = captured(model, input_ids, mlp.down_proj).flatten(0, 1)
         weights = mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight
-        order = np.argsort(literal_importance(inputs, a, *weights), kind="stable").tolist()
-        removed = min(round(ratio * len(order)), len(order) - 1)
-        lowest = min(round(keep_lowest * len(order)), len(order) - removed)
-        kept = sorted(order[:lowest] + order[lowest + removed :])
+        kept = literal_keep_lowest(literal_importance(inputs, a, *weights), ratio, keep_lowest)
         keep_columns(mlp, "down_proj", kept, a, recover)
         kept_channels.append(kept)
     return model, kept_heads, kept_channels
@@ -133,3 +130,36 @@ def keep_columns(parent, name: str, kept: list[int], inputs: torch.Tensor, recov
     if old.bias is not None:
         new.bias.data += old.bias.data
     setattr(parent, name, new)
+
+
+def literal_regression(inputs, weight, kept) -> tuple[torch.Tensor, torch.Tensor]:
+    """A numpy.polyfit for every output; the kept columns' weight and the bias with the fit folded in."""
+    full = (inputs.double() @ weight.double().T).numpy()
+    left = (inputs[:, kept].double() @ weight[:, kept].double().T).numpy()
+    new, bias = weight[:, kept].clone(), torch.zeros(len(weight))
+    for j in range(len(weight)):
+        scale, shift = np.polyfit(left[:, j], full[:, j], 1)
+        new[j] *= scale
+        bias[j] = shift
+    return new, bias
+
+
+def literal_channels(inputs, activations, gate, up, down) -> np.ndarray:
+    """literal_importance with products of matrices in the place of its loops, as in the authors' code."""
+    inputs, activations, gate, up, down = (t.double().numpy() for t in (inputs, activations, gate, up, down))
+    y = activations @ down.T
+    centred = y - y.mean(0)
+    variances, q = np.linalg.eig(centred.T @ centred)
+    weights = 1 / (1 + np.exp(-variances.real / variances.real.mean()))
+    direction = np.linalg.norm((down.T @ q.real) * weights, axis=1)
+    n = np.linalg.norm(inputs, axis=0)
+    others = np.linalg.norm(n * gate, axis=1) + np.linalg.norm(n * up, axis=1)
+    return np.linalg.norm(activations, axis=0) * direction + others
+
+
+def literal_keep_lowest(importance, ratio: float, keep_lowest: float) -> list[int]:
+    """The channels that stay: the lowest `keep_lowest` of all, and all above those that go."""
+    order = np.argsort(importance, kind="stable").tolist()
+    removed = min(round(ratio * len(order)), len(order) - 1)
+    lowest = min(round(keep_lowest * len(order)), len(order) - removed)
+    return sorted(order[:lowest] + order[lowest + removed :])

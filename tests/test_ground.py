@@ -17,7 +17,8 @@ import slimllm_nb
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
-NOT_LOCKED = {"llama-cpp"}  # compiled where it is installed
+COURSE_LOCK = (ROOT / "requirements-course.lock").read_text()
+NOT_LOCKED = {"llama-cpp", "course"}  # compiled where it is installed; in a lock of its own
 NOTEBOOKS = [
     "00_overview",
     "01_calibration",
@@ -50,19 +51,30 @@ def comparable(requirement: Requirement) -> tuple[str, str, str]:
     return canonicalize_name(requirement.name), str(requirement.specifier), str(requirement.marker)
 
 
-def test_every_entry_of_the_lock_is_exact_and_has_hashes():
-    entries = lock_entries(LOCK)
-    assert len(entries) > 100
+@pytest.mark.parametrize("lock, least", [(LOCK, 100), (COURSE_LOCK, 50)], ids=["all", "course"])
+def test_every_entry_of_a_lock_is_exact_and_has_hashes(lock, least):
+    entries = lock_entries(lock)
+    assert len(entries) > least
     for requirement, hashes in entries:
         assert re.fullmatch(r"==[\w.+!]+", str(requirement.specifier)), requirement
         assert hashes and all(re.fullmatch(r"sha256:[0-9a-f]{64}", value.strip()) for value in hashes), requirement
         assert requirement.url is None
 
 
-def test_lock_names_no_host_or_path():
-    assert "://" not in LOCK
-    assert "find-links" not in LOCK and "index-url" not in LOCK
-    assert not MACHINE_PATH.search(LOCK)
+@pytest.mark.parametrize("lock", [LOCK, COURSE_LOCK], ids=["all", "course"])
+def test_a_lock_names_no_host_or_path(lock):
+    assert "://" not in lock
+    assert "find-links" not in lock and "index-url" not in lock
+    assert not MACHINE_PATH.search(lock)
+
+
+def test_the_courses_lock_changes_no_version():
+    """So that its packages can be added to the environment that the two commands make."""
+    versions = {comparable(requirement)[:2] for requirement, _ in lock_entries(LOCK)}
+    names = {name for name, _ in versions}
+    course = {comparable(requirement)[:2] for requirement, _ in lock_entries(COURSE_LOCK)}
+    assert {pin for pin in course if pin[0] in names} <= versions
+    assert "otter-grader" in {name for name, _ in course} - names
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])

@@ -20,12 +20,15 @@ def case(seed: int, tokens=50, count=6, head_dim=3, hidden=10, rank=6):
     return rows.view(tokens, count, head_dim), torch.randn(hidden, count * head_dim, generator=g)
 
 
-def test_covariance_is_numpys():
-    head_inputs, weight = case(0)
+@pytest.mark.parametrize("shape", [{}, {"hidden": 1}, {"count": 1}, {"hidden": 1, "count": 2, "head_dim": 1}], ids=str)
+def test_covariance_is_numpys(shape):
+    head_inputs, weight = case(0, **shape)
     p = contributions(head_inputs, weight)
     covariance = heads.head_covariance(head_inputs, weight)
     for j in range(p.shape[2]):
-        np.testing.assert_allclose(covariance[j].numpy(), np.cov(p[:, :, j], bias=True), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(
+            covariance[j].numpy(), np.atleast_2d(np.cov(p[:, :, j], bias=True)), rtol=1e-9, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("seed", range(8))

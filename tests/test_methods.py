@@ -13,7 +13,7 @@ from slimllm_nb.methods import PartError, as_method, method_names, register
 from slimllm_nb.methods.flap import global_threshold
 from slimllm_nb.methods.llm_pruner import middle_layers
 from slimllm_nb.methods.obs import remove_groups
-from slimllm_nb.methods.ridge import fit_ridge, output_error
+from slimllm_nb.methods.ridge import PENALTIES, fit_ridge, ridge
 from slimllm_nb.pruning import prune
 from slimllm_nb.pruning.gradients import loss_gradients
 
@@ -204,9 +204,30 @@ def test_ridge_is_augmented_least_squares(penalty):
     expected = literal.literal_ridge(x.numpy(), weight.numpy(), kept.tolist(), penalty)
     np.testing.assert_allclose(new.numpy(), expected[0], atol=1e-9)
     np.testing.assert_allclose(bias.numpy(), expected[1], atol=1e-9)
-    error = ((x[:, kept] @ new.T + bias - x @ weight.T) ** 2).sum(1).mean()
-    found = output_error(covariance, x.mean(0), weight, kept, new, bias)
-    assert found.item() == pytest.approx(error.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_ridge_takes_the_penalty_that_is_best_on_what_is_held_out(seed):
+    x, weight = case(seed, tokens=24)
+    kept, fitted, held_out = torch.tensor([0, 1, 4, 5, 7, 9, 11]), x[:14], x[14:]
+    errors = []
+    for penalty in PENALTIES:
+        new, bias = map(torch.from_numpy, literal.literal_ridge(fitted.numpy(), weight.numpy(), kept.tolist(), penalty))
+        errors.append(((held_out[:, kept] @ new.T + bias - held_out @ weight.T) ** 2).sum(1).mean().item())
+    sets = [(torch.cov(one.T, correction=0), one.mean(0)) for one in (x, fitted, held_out)]
+    found, _, notes = ridge(*sets[0], *sets[1], *sets[2], weight, kept)
+    assert notes["penalty"] == PENALTIES[errors.index(min(errors))]
+    torch.testing.assert_close(found, fit_ridge(*sets[0], weight, kept, notes["penalty"])[0])
+
+
+def test_held_out_samples_choose_different_penalties():
+    """Otherwise the comparison above would not have tried the choice."""
+    chosen = set()
+    for seed in range(6):
+        x, weight = case(seed, tokens=24)
+        sets = [(torch.cov(one.T, correction=0), one.mean(0)) for one in (x, x[:14], x[14:])]
+        chosen.add(ridge(*sets[0], *sets[1], *sets[2], weight, torch.arange(7))[2]["penalty"])
+    assert len(chosen) > 1
 
 
 def test_ridge_between_least_squares_and_the_weights_that_are_left():
@@ -216,7 +237,7 @@ def test_ridge_between_least_squares_and_the_weights_that_are_left():
     errors = []
     for penalty in (1e-9, 0.01, 0.1, 1.0, 1e9):
         new, bias = fit_ridge(covariance, means, weight, kept, penalty)
-        errors.append(output_error(covariance, means, weight, kept, new, bias).item())
+        errors.append(((x[:, kept] @ new.T + bias - x @ weight.T) ** 2).sum(1).mean().item())
     assert errors == sorted(errors)
     torch.testing.assert_close(new, weight[:, kept], rtol=1e-6, atol=1e-6)  # of the strongest penalty
     with pytest.raises(ValueError, match="penalty is 0; allowed: above 0"):

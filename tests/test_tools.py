@@ -2,11 +2,14 @@
 
 import json
 import subprocess
+import sys
+import time
 
 import gguf
 import pytest
 import torch
 
+import bench
 import reference
 import results
 import write_gguf
@@ -94,8 +97,8 @@ def test_results_are_written_between_two_comments():
     found = comparison(("slimllm", [10.0, 20.0]), ("half", [5.0, 10.0]), ("unclear", [9.0, 22.0]))
     found.rows += comparison(("worse", [120.0, 240.0])).rows
     text = f"before\n{results.START}\nold\n{results.END}\nafter"
-    written = results.replaced(text, Kept({"methods": found}, {}, 8, 8))
-    assert written == results.replaced(written, Kept({"methods": found}, {}, 8, 8))
+    written = results.replaced(text, results.tables(Kept({"methods": found}, {}, 8, 8)))
+    assert written == results.replaced(written, results.tables(Kept({"methods": found}, {}, 8, 8)))
     lines = written.splitlines()
     assert (lines[0], lines[-1]) == ("before", "after") and "old" not in lines
     assert lines[2] == "8 calibration samples of 16 tokens from other documents of news, 2 seeds. Dense: news 5.0."
@@ -106,12 +109,38 @@ def test_results_are_written_between_two_comments():
         "| `worse` | 180.0 ± 84.9, **12 times** | 80.0% | 7 |",
     ]
     with pytest.raises(ValueError, match=r"README\.md must hold"):
-        results.replaced("nothing", Kept({}, {}, 0, 0))
+        results.replaced("nothing", "")
 
 
 def test_the_readme_shows_what_is_kept():
     text = results.README.read_text(encoding="utf-8")
-    assert text == results.replaced(text, kept_ablations()), "README.md is stale: make results"
+    assert text == results.replaced(text, results.tables(kept_ablations())), "README.md is stale: make results"
+    if not results.BENCH.is_file():
+        return
+    table = results.bench_table(json.loads(results.BENCH.read_text(encoding="utf-8")))
+    shown = results.replaced(text, table, results.BENCH_START, results.BENCH_END)
+    assert text == shown, "README.md is stale: make results"
+
+
+def test_the_bench_measures_what_it_says(tmp_path, monkeypatch):
+    """Its numbers are those of real runs; here of one that takes no time."""
+    assert bench.ratio([3.0, 1.0, 2.0]) == {"median": 2.0, "low": 1.0, "high": 3.0}
+    with bench.watched() as peak:
+        before = bench.anonymous_bytes()
+        held = torch.ones(50 << 20)  # 200 MiB
+        time.sleep(0.1)
+    assert peak["anonymous"] - before > 190 << 20
+    del held
+    monkeypatch.setattr(bench, "RUNS", tmp_path / "bench.json")
+    measured = []
+    monkeypatch.setitem(bench.PARTS, "growth", lambda: measured.append(1) or {"found": len(measured)})
+    for arguments, found in (([], 1), ([], 1), (["--again"], 2)):
+        monkeypatch.setattr(sys, "argv", ["bench.py", "--parts", "growth", *arguments])
+        assert bench.main() == 0
+        assert json.loads(bench.RUNS.read_text())["growth"] == {"found": found}
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--parts", "speed"])
+    with pytest.raises(SystemExit):
+        bench.main()
 
 
 def test_setup_refuses_an_environment_that_is_none(tmp_path):

@@ -1,19 +1,22 @@
-"""Write requirements.lock (every version with its hashes) and environment.yml (the same versions for conda users).
+"""Write requirements.lock (every version with its hashes), environment.yml (the same versions for conda users), and
+requirements-course.lock: what the assignments need beside them.
 
-Neither file names a machine or a package index. Versions already locked are kept where pyproject.toml allows them;
+No file names a machine or a package index. Versions already locked are kept where pyproject.toml allows them;
 delete requirements.lock first to take the newest ones.
 """
 
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
+from pathlib import Path
 
 from slimllm_nb.files import ROOT, write_text
 
-LOCK = ROOT / "requirements.lock"
+LOCK, COURSE_LOCK = ROOT / "requirements.lock", ROOT / "requirements-course.lock"
 ENVIRONMENT = ROOT / "environment.yml"
-NOT_LOCKED = {"llama-cpp"}  # compiled where it is installed
+NOT_LOCKED = {"llama-cpp", "course"}  # compiled where it is installed; in a lock of its own
 HEADER = """\
 # Written by `make lock` from requirements.lock: the same versions for conda users. Then, with it active: make setup
 name: slimllm-nb
@@ -26,14 +29,22 @@ dependencies:
 """
 
 
-def compile_lock() -> None:
-    """Resolve pyproject.toml with its extras for Python 3.11 to 3.13 on every system."""
+def compile_lock(file: Path, requirements: str, *options: str) -> None:
+    """Resolve for Python 3.11 to 3.13 on every system."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11"]
-    command += ["--generate-hashes", "--no-emit-index-url", "--no-emit-find-links", "--no-annotate"]
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    command += [f"--extra={name}" for name in project["optional-dependencies"] if name not in NOT_LOCKED]
-    command += ["--custom-compile-command", "make lock", "pyproject.toml", "--output-file", LOCK.name]
+    command += ["--generate-hashes", "--no-emit-index-url", "--no-emit-find-links", "--no-annotate", *options]
+    command += ["--custom-compile-command", "make lock", requirements, "--output-file", file.name]
     subprocess.run(command, cwd=ROOT, check=True)
+
+
+def compile_locks() -> None:
+    """pyproject.toml with its extras; and the course's packages at the versions that the first lock has of them."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    compile_lock(LOCK, "pyproject.toml", *(f"--extra={name}" for name in extras if name not in NOT_LOCKED))
+    with tempfile.TemporaryDirectory() as temporary:
+        wanted = Path(temporary, "course.in")
+        write_text(wanted, "\n".join(extras["course"]) + "\n")
+        compile_lock(COURSE_LOCK, str(wanted), "--constraint", LOCK.name)
 
 
 def write_environment() -> None:
@@ -44,5 +55,5 @@ def write_environment() -> None:
 
 
 if __name__ == "__main__":
-    compile_lock()
+    compile_locks()
     write_environment()

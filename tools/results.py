@@ -1,8 +1,9 @@
-"""Write the tables of README.md that come from what data/ablations keeps: make results
+"""Write the tables of README.md that come from what data/ablations and data/bench.json keep: make results
 
 They stand between two comments; what is written by hand around them stays. tests/test_tools.py tells stale ones.
 """
 
+import json
 import sys
 
 from slimllm_nb.comparison import Comparison
@@ -11,20 +12,78 @@ from slimllm_nb.export.checkpoint import markdown_table
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.reproduce.differences import percent
 
-README = ROOT / "README.md"
+README, BENCH = ROOT / "README.md", ROOT / "data" / "bench.json"
 START, END = "<!-- `make results` writes from here -->", "<!-- to here -->"
+BENCH_START, BENCH_END = "<!-- `make results` writes the bench from here -->", "<!-- the bench ends here -->"
 MANY = 900  # percent; what is more is shown as a factor
 GROUPS = ("methods", "goal")  # those that README shows
 
 
-def replaced(text: str, kept: Kept) -> str:
-    """README with today's tables. Errors: ValueError where the two comments are not there, once each, in this order."""
-    before, found, rest = text.partition(START)
-    _, ended, after = rest.partition(END)
-    if not found or not ended or START in after or END in after:
-        raise ValueError(f"README.md must hold {START} and {END} once each")
-    tables = "\n\n".join(section(kept.groups[name]) for name in GROUPS if name in kept.groups)
-    return f"{before}{START}\n{tables}\n{END}{after}"
+def replaced(text: str, content: str, start: str = START, end: str = END) -> str:
+    """README with other content between two comments. Errors: ValueError where these are not there, once each, in this
+    order."""
+    before, found, rest = text.partition(start)
+    _, ended, after = rest.partition(end)
+    if not found or not ended or start in after or end in after:
+        raise ValueError(f"README.md must hold {start} and {end} once each")
+    return f"{before}{start}\n{content}\n{end}{after}"
+
+
+def tables(kept: Kept) -> str:
+    """All groups that README shows."""
+    return "\n\n".join(section(kept.groups[name]) for name in GROUPS if name in kept.groups)
+
+
+def bench_table(bench: dict) -> str:
+    """What `tools/bench.py` measured, a line for each number, beside what was to be reached."""
+
+    def times(found: dict) -> str:
+        return f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+
+    rows, machine = [], bench["machine"]
+    if prune := bench.get("prune"):
+        rows += [
+            ("`prune()`, 32 x 128 tokens, over one forward pass", times(prune["prune_over_forward"]), "2.5"),
+            ("... activations of the MLPs never kept", times(prune["streamed_over_forward"]), "3.2"),
+        ]
+    if layer := bench.get("layer"):
+        what = "a layer of LLaMA-7B's shape, 4,096 tokens: all beyond its forward pass, over that"
+        rows.append((what, times(layer["layer7b_over_forward"]), "1.0"))
+    if literal := bench.get("literal"):
+        spent = sum(literal["literal_seconds"].values())
+        same = "same heads and channels" if literal["same_heads"] and literal["same_channels"] else "another choice"
+        rows.append(
+            (
+                f"... and the method by the letter ({spent:,.0f} s), over the same; {same}",
+                f"{literal['layer7b_speedup_over_literal']:.0f}",
+                "at least 50",
+            )
+        )
+    if growth := bench.get("growth"):
+        seconds = growth["seconds_per_sample"]
+        shown = ", ".join(f"{number}: {value:.2f}" for number, value in seconds.items())
+        peak = growth["peak_beyond_hidden_states"]["512"] / 2**20
+        rows += [
+            ("seconds per sample, by the number of samples", shown, "the same"),
+            (
+                f"peak memory beside model and hidden states ({peak:.0f} MiB), 512 samples against 32",
+                f"{100 * growth['peak_growth_32_to_512']:+.0f} %",
+                "10 % at most",
+            ),
+        ]
+    if checkpoint := bench.get("checkpoint"):
+        rows.append(
+            (
+                f"`prune_checkpoint()`, LLaMA-7B's shape ({checkpoint['source_bytes'] / 1e9:.1f} GB on disk), "
+                f"{checkpoint['layers_when_stopped'][-1]} layers, stopped once: peak memory without mapped files",
+                f"{checkpoint['peak_anonymous_bytes'] / 2**30:.2f} GiB",
+                "4 GiB",
+            )
+        )
+    versions = ", ".join(f"{package} {number}" for package, number in machine["versions"].items())
+    head = f"{machine['processor']}, {machine['memory']}, {versions}; median and range of repeated runs."
+    keys = ("", "measured", "wanted")
+    return f"{head}\n\n" + markdown_table([dict(zip(keys, row, strict=True)) for row in rows])
 
 
 def section(found: Comparison) -> str:
@@ -59,8 +118,12 @@ def main() -> int:
     if kept is None:
         print("Nothing is kept: make ablations, then make reference", file=sys.stderr)
         return 1
-    write_text(README, replaced(README.read_text(encoding="utf-8"), kept))
-    print(f"{README.name}: tables of {', '.join(name for name in GROUPS if name in kept.groups)}")
+    text = replaced(README.read_text(encoding="utf-8"), tables(kept))
+    if BENCH.is_file():
+        bench = json.loads(BENCH.read_text(encoding="utf-8"))
+        text = replaced(text, bench_table(bench), BENCH_START, BENCH_END)
+    write_text(README, text)
+    print(f"{README.name}: tables of {', '.join(name for name in GROUPS if name in kept.groups)}, bench")
     return 0
 
 

@@ -4,6 +4,7 @@ Embedding and head stay on disk; a decoder layer is read, pruned and written bef
 one layer, its statistics and the tokens' hidden states, whatever the number of layers.
 """
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -11,20 +12,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from slimllm_nb import ratios
 from slimllm_nb.disk.resume import Work, made_from, require_room
 from slimllm_nb.disk.stored import StoredModel
 from slimllm_nb.disk.walk import Walker, similarity_step
-from slimllm_nb.evaluation import count_parameters
 from slimllm_nb.export.checkpoint import require_free, save_checkpoint
 from slimllm_nb.llama import require_fitting
-from slimllm_nb.methods import Method, MethodLike, as_method
+from slimllm_nb.methods import MethodLike, as_method
 from slimllm_nb.pruning.allocation import Allocator
-from slimllm_nb.pruning.budget import check_met, plan_target
-from slimllm_nb.pruning.layer import LayerPruner, parameters
-from slimllm_nb.pruning.prune import _check
-from slimllm_nb.pruning.quantities import ChannelQuantities, HeadQuantities
-from slimllm_nb.pruning.report import LayerReport, PartReport, PruningReport
+from slimllm_nb.pruning.amount import Amount, check_input
+from slimllm_nb.pruning.layer import LayerPruner
+from slimllm_nb.pruning.quantities import gradient_names
+from slimllm_nb.pruning.report import LayerReport, PruningReport
 from slimllm_nb.pruning.slicing import assemble
 from slimllm_nb.sources import load_tokenizer
 from slimllm_nb.sources.models import find_device
@@ -45,7 +43,7 @@ def prune_checkpoint(
     similarity: Float[Tensor, "layers"] | None = None,
     seed: int = 0,
     batch_size: int = 8,
-    activation_bytes: int = 1 << 30,
+    activation_bytes: int | None = None,
     dtype: torch.dtype | str = "auto",
     device: str = "cpu",
     base_model: str | None = None,
@@ -68,12 +66,13 @@ def prune_checkpoint(
     start, target = time.perf_counter(), Path(target).absolute()
     require_free(target)
     method = as_method(method)
-    if _asks_for_gradients(method):
+    if gradient_names(method):
         raise ValueError(f"method {method.name} asks for gradients, which need the whole model in memory: use prune()")
     stored = StoredModel(source, dtype, find_device(device))
     model = stored.skeleton
-    _check(model, input_ids, pruning_ratio, target_parameters, target_of, batch_size)
-    ratios.allocate(torch.zeros(stored.num_layers), pruning_ratio or 0.0, pruned_layers, alpha)  # checks them
+    check_input(model, input_ids, batch_size)
+    amount = Amount(pruning_ratio, target_parameters, target_of, pruned_layers, alpha)
+    amount.check(model)
     tokenizer = load_tokenizer(str(source))
     require_fitting(model, tokenizer)
     place = target.with_name(f".{target.name}.work")
@@ -85,7 +84,7 @@ def prune_checkpoint(
             method,
             input_ids=input_ids,
             similarity=similarity,
-            amount=[pruning_ratio, target_parameters, target_of, pruned_layers, alpha],
+            amount=dataclasses.astuple(amount),
             others=[seed, batch_size, activation_bytes],
         ),
     )
@@ -110,55 +109,24 @@ def prune_checkpoint(
 
     known = {"similarity": similarity, "pruned_layers": pruned_layers, "alpha": alpha}
     allocator = Allocator(method.allocation, model, known, dense_scores if method.scores_dense_model else None)
-    removals = None
-    if target_parameters is not None:
-        plan = plan_target(allocator, model, target_parameters, target_of, shift=method.recovery.adds_bias)
-        pruning_ratio, removals = plan.pruning_ratio, plan.removals
-    layer_ratios = allocator(pruning_ratio).tolist()
+    planned = amount.planned(allocator, model, method)
 
     def prune_step(layer, hidden, context, index, batch_size):
-        shares, removal = layer_ratios[index], None
-        if removals is not None and any(shares):
-            removal = removals[index] + carried(index)
+        before = work.value("pruning", index - 1)["carried"] if index else 0.0
+        shares, removal = planned.of_layer(index, before)
         one = None if similarity is None else similarity[index].item()
-        done = pruner(batch_size)(layer, hidden, context, tuple(shares), removal, one, index)
-        left = carried(index)
-        if removal is not None:
-            left = removal - (parameters(layer.state_dict()) - parameters(done.tensors))
-        value = {"report": done.report.model_dump(), "overrides": done.overrides, "carried": left}
-        return value, done.tensors
-
-    def carried(index: int) -> float:
-        return work.value("pruning", index - 1)["carried"] if index else 0.0
+        done = pruner(batch_size)(layer, hidden, context, shares, removal, one, index)
+        carried = before if removal is None else removal - done.removed
+        return {"report": done.report.model_dump(), "overrides": done.overrides, "carried": carried}, done.tensors
 
     walker("pruning", prune_step)
     done = [work.value("pruning", index) for index in range(stored.num_layers)]
     tensors = [work.tensors("pruning", index) for index in range(stored.num_layers)]
     pruned = assemble(model, tensors, [one["overrides"] for one in done])
-    before, after = count_parameters(model), count_parameters(pruned)
-    if target_parameters is not None:
-        check_met(target_parameters, target_of, after[target_of] / before[target_of])
-    report = PruningReport(
-        method=method.name,
-        pruning_ratio=pruning_ratio,
-        pruned_layers=pruned_layers,
-        alpha=alpha,
-        target_parameters=target_parameters,
-        target_of=None if target_parameters is None else target_of,
-        model=PartReport(before=before["model"], after=after["model"]),
-        decoder=PartReport(before=before["decoder"], after=after["decoder"]),
-        layers=[LayerReport.model_validate(one["report"]) for one in done],
-        seconds=time.perf_counter() - start,
-    )
+    reports = [LayerReport.model_validate(one["report"]) for one in done]
+    report = amount.report(method, planned, model, pruned, reports, time.perf_counter() - start)
     base = base_model or str(source)
     options = {"base_model": base, "licence": licence, "max_shard_size": max_shard_size}
     save_checkpoint(pruned, tokenizer, target, report=report, **options)
     work.remove()
     return report
-
-
-def _asks_for_gradients(method: Method) -> bool:
-    heads, channels = method.head_parts, method.channel_parts
-    if method.scores_dense_model:
-        heads, channels = [*heads, method.head_score], [*channels, method.channel_score]
-    return bool(HeadQuantities.gradient_names(heads) or ChannelQuantities.gradient_names(channels))

@@ -74,3 +74,4 @@ def _costs(
 
 OBS = {"head_selection": "obs", "channel_selection": "obs"}
 register.method("obs_ridge", **OBS, recovery="ridge")
+register.method("obs_heads_ridge", head_selection="obs", recovery="ridge")

@@ -7,6 +7,8 @@ With centred inputs X, G = X'X / tokens, kept columns K and removed ones P, the 
 G_KK). Only G is needed, not the activations.
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -29,10 +31,17 @@ def ridge(
     penalties=PENALTIES,
 ):
     """The penalty with the smallest error on held-out calibration samples, fitted on all of them."""
+    fitted, held_out = (
+        Normal.of(covariance, output_weight, kept) for covariance in (fitted_covariance, held_out_covariance)
+    )
+    weight, gone = output_weight.to(input_covariance), removed(kept, output_weight.shape[1])
     errors = []
     for penalty in penalties:
-        weight, bias = fit_ridge(fitted_covariance, fitted_means, output_weight, kept, penalty)
-        errors.append(output_error(held_out_covariance, held_out_means, output_weight, kept, weight, bias))
+        change = fitted.change(penalty)
+        # What the new output is off by, on average over the held-out tokens; its bias is the fitted samples'.
+        means = held_out_means - fitted_means
+        off = change @ means[kept] - weight[:, gone] @ means[gone]
+        errors.append(held_out.error(change) + off.square().sum())
     best = penalties[int(torch.stack(errors).argmin())]
     return *fit_ridge(input_covariance, input_means, output_weight, kept, best), {"penalty": best}
 
@@ -51,31 +60,36 @@ def fit_ridge(
     penalty: float,
 ) -> tuple[Float[Tensor, "hidden kept"], Float[Tensor, "hidden"]]:
     """Weight of the kept columns and bias, float64. Errors: ValueError unless penalty > 0."""
-    if not penalty > 0:
-        raise ValueError(f"penalty is {penalty}; allowed: above 0 (least squares on few tokens overfits)")
     weight = weight.to(covariance)
-    gone = removed(kept, len(covariance))
-    g = covariance[kept][:, kept]
-    # An input that never varies leaves g all zero: the weights then stay as they are.
-    shrink = (penalty * g.diagonal().mean()).clamp_min(torch.finfo(g.dtype).tiny)
-    factor = torch.linalg.cholesky(g + shrink * torch.eye(len(g), dtype=g.dtype, device=g.device))
-    change = torch.cholesky_solve(covariance[kept][:, gone] @ weight[:, gone].T, factor).T
-    new = weight[:, kept] + change
+    new = weight[:, kept] + Normal.of(covariance, weight, kept).change(penalty)
     return new, weight @ means - new @ means[kept]
 
 
-def output_error(
-    covariance: Float[Tensor, "width width"],
-    means: Float[Tensor, "width"],
-    weight: Float[Tensor, "hidden width"],
-    kept: Int[Tensor, "kept"],
-    new_weight: Float[Tensor, "hidden kept"],
-    bias: Float[Tensor, "hidden"],
-) -> Float[Tensor, ""]:
-    """Mean over tokens of ||new output - old output||^2, from the inputs' covariance and means."""
-    difference = -weight.to(covariance)
-    difference[:, kept] += new_weight
-    return ((difference @ covariance) * difference).sum() + (difference @ means + bias).square().sum()
+@dataclass(frozen=True)
+class Normal:
+    """The normal equations: what the penalties share."""
+
+    kept: Float[Tensor, "kept kept"]  # G_KK
+    cross: Float[Tensor, "kept hidden"]  # G_KP W_P'
+
+    @classmethod
+    def of(cls, covariance: Tensor, weight: Tensor, kept: Tensor) -> "Normal":
+        gone, rows = removed(kept, len(covariance)), covariance[kept]
+        return cls(rows[:, kept], rows[:, gone] @ weight[:, gone].T.to(covariance))
+
+    def change(self, penalty: float) -> Float[Tensor, "hidden kept"]:
+        """Of the kept columns' weights. Errors: ValueError unless penalty > 0."""
+        if not penalty > 0:
+            raise ValueError(f"penalty is {penalty}; allowed: above 0 (least squares on few tokens overfits)")
+        # An input that never varies leaves G all zero: the weights then stay as they are.
+        shrink = (penalty * self.kept.diagonal().mean()).clamp_min(torch.finfo(self.kept.dtype).tiny)
+        damped = self.kept.clone()
+        damped.diagonal().add_(shrink)
+        return torch.cholesky_solve(self.cross, torch.linalg.cholesky(damped)).T
+
+    def error(self, change: Float[Tensor, "hidden kept"]) -> Float[Tensor, ""]:
+        """Variance of what the output is off by, added up over the outputs, less what no change can alter."""
+        return ((change @ self.kept) * change).sum() - 2 * (change.T * self.cross).sum()
 
 
 def removed(kept: Int[Tensor, "kept"], width: int) -> Int[Tensor, "gone"]:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from slimllm_nb import calibration, regression
 from slimllm_nb.llama import key_value_owner, layer_widths
-from slimllm_nb.methods import Method, Part, PartError
+from slimllm_nb.methods import Approximate, Method, Part, PartError
 from slimllm_nb.methods.registry import checked_choice, checked_scores
 from slimllm_nb.pruning.budget import channels_for, removed_counts
 from slimllm_nb.pruning.quantities import ChannelQuantities, HeadQuantities, Quantities, Rows, needed, require_finite
@@ -32,6 +32,7 @@ class Half:
     error_after: float | None = None
     mean_scale: float | None = None
     measure: bool = False  # error_after is to be measured on what comes out
+    affine: tuple[Tensor | None, Tensor | None] | None = None  # scale and shift of what the kept columns gave before
     notes: dict[str, float] = field(default_factory=dict)  # what the recovery says of itself
 
 
@@ -42,6 +43,7 @@ class PrunedLayer:
     tensors: dict[str, Tensor]
     overrides: dict
     report: LayerReport
+    removed: int  # parameters
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class LayerPruner:
 
     method: Method
     batch_size: int = 8
-    activation_bytes: int = 2 << 30
+    activation_bytes: int | None = None
     seed: int = 0
     gradients: list[dict[str, Tensor]] | None = None
 
@@ -107,6 +109,7 @@ class LayerPruner:
             (self._channel_quantities, self.method.channel_score, widths.channels, sliced_mlp),
         ):
             quantities = make(layer, batches, context, index, [part])
+            quantities.known["order_decides"] = False
             found.append(checked_scores(part, part(quantities), count, quantities.where))
             _push(batches, quantities, self._recover(quantities, None, count, cut))
         return found[0], found[1]
@@ -119,7 +122,12 @@ class LayerPruner:
             return None
         quantities.known["num_pruned"] = num_pruned
         if "scores" in selection.needs:
-            quantities.known["scores"] = checked_scores(score, score(quantities), count, quantities.where)
+            quantities.known["order_decides"] = selection.by_rank
+            scores = score(quantities)
+            if isinstance(scores, Approximate):
+                checked_scores(score, scores.values, count, quantities.where)
+                scores = scores.settled(selection, num_pruned)
+            quantities.known["scores"] = checked_scores(score, scores, count, quantities.where)
         return checked_choice(selection, selection(quantities), count, num_pruned, quantities.where)
 
     def _recover(
@@ -127,21 +135,25 @@ class LayerPruner:
     ) -> Half:
         """Paper section 4.3, or another way to mend: the weights cut, with the recovery folded in."""
         weight, module = quantities.known["output_weight"], quantities.module
+        bias = quantities.projection.bias
         if kept is None:
             everything = torch.arange(count, device=weight.device)
             quantities.keep(everything)
-            return Half(cut(module, everything, None), everything, quantities["kept"])
+            affine = _affine(weight, None, bias)
+            return Half(cut(module, everything, None), everything, quantities["kept"], affine=affine)
         quantities.keep(kept)
         columns, part = quantities["kept"], self.method.recovery
         error = regression.relative_error(quantities["moments"])
         result = part(quantities)
         if result is None:
-            return Half(cut(module, kept, None), kept, columns, error)
+            return Half(cut(module, kept, None), kept, columns, error, affine=_affine(weight, None, bias))
         first, second, notes = _checked_recovery(part, result, weight, columns, quantities.where)
         if first.ndim == 1:  # a scale and a shift
             after = regression.relative_error(quantities["moments"], first, second)
-            recovered = Recovered(first[:, None] * weight[:, columns].double(), second)
-            return Half(cut(module, kept, recovered), kept, columns, error, after, first.mean().item(), notes=notes)
+            recovered = Recovered(first, second)
+            affine = _affine(weight, first, second if bias is None else second + bias.double())
+            mean = first.mean().item()
+            return Half(cut(module, kept, recovered), kept, columns, error, after, mean, notes=notes, affine=affine)
         return Half(cut(module, kept, Recovered(first, second)), kept, columns, error, measure=True, notes=notes)
 
     def _known(self, kind: type[Quantities], index: int) -> dict:
@@ -158,10 +170,10 @@ class LayerPruner:
         def compute(batch: Tensor) -> Tensor:
             return calibration.head_inputs(layer, batch, context(batch)).flatten(1)
 
-        inputs = self._replayable(compute, batches, weight.shape[1])
+        inputs = [compute(batch) for batch in batches]  # as much as the hidden states: always kept
 
         def rows() -> Iterator[Rows]:
-            for samples, x in zip(_numbered(batches), inputs(), strict=True):
+            for samples, x in zip(_numbered(batches), inputs, strict=True):
                 yield Rows(x, samples, lambda x=x: functional.linear(x, weight))
 
         where, known = f"decoder layer {index}, attention", self._known(HeadQuantities, index)
@@ -172,28 +184,45 @@ class LayerPruner:
     ) -> Quantities:
         weight = layer.mlp.down_proj.weight
 
-        def compute(batch: Tensor) -> tuple[Tensor, Tensor]:
-            activations = calibration.mlp_activations(layer, calibration.mlp_inputs(layer, batch))
-            return activations, functional.linear(activations, weight)
+        def inputs(batch: Tensor) -> Tensor:
+            return calibration.mlp_inputs(layer, batch)
 
-        products = self._replayable(compute, batches, sum(weight.shape))
+        def activations(batch: Tensor) -> Tensor:
+            return calibration.mlp_activations(layer, inputs(batch))
+
+        # What is not kept is computed again for every iteration over the batches.
+        stored: list[tuple[Tensor, Tensor]] = []
+        tokens = sum(batch.shape[:-1].numel() for batch in batches)
+        if tokens * sum(weight.shape) * weight.element_size() <= activation_budget(layer, self.activation_bytes):
+            stored = [(a := activations(batch), functional.linear(a, weight)) for batch in batches]
 
         def rows() -> Iterator[Rows]:
-            for batch, samples, (activations, full) in zip(batches, _numbered(batches), products(), strict=True):
-                yield Rows(
-                    activations, samples, lambda full=full: full, lambda b=batch: calibration.mlp_inputs(layer, b)
-                )
+            for number, (batch, samples) in enumerate(zip(batches, _numbered(batches), strict=True)):
+                if stored:
+                    a, full = stored[number]
+                    yield Rows(a, samples, lambda full=full: full, True, lambda b=batch: inputs(b))
+                else:
+                    a = activations(batch)
+                    yield Rows(a, samples, lambda a=a: functional.linear(a, weight), False, lambda b=batch: inputs(b))
 
         where, known = f"decoder layer {index}, MLP", self._known(ChannelQuantities, index)
         return ChannelQuantities(layer, rows, needed(parts), where, **known)
 
-    def _replayable(self, compute: Callable, batches: tuple[Tensor, ...], width: int) -> Callable[[], Iterator]:
-        """compute(batch) for every batch, as often as asked: kept in memory where it fits, else computed again."""
-        rows = sum(batch.shape[:-1].numel() for batch in batches)
-        if rows * width * batches[0].element_size() <= self.activation_bytes:
-            stored = [compute(batch) for batch in batches]
-            return lambda: iter(stored)
-        return lambda: map(compute, batches)
+
+def activation_budget(layer: nn.Module, wanted: int | None) -> int:
+    """How many bytes of an MLP's activations are kept: what is wanted, or as much as the layer's weights, and 64 MiB in
+    any case. Then what pruning needs does not grow with the number of tokens."""
+    if wanted is not None:
+        return wanted
+    return max(sum(one.numel() * one.element_size() for one in layer.parameters()), 64 << 20)
+
+
+def _affine(weight: Tensor, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor | None, Tensor | None] | None:
+    """Scale and shift in the weight's dtype. None below float32: there the rounded weights of the pruned model decide,
+    and what it will see is computed with them."""
+    if weight.dtype not in (torch.float32, torch.float64):
+        return None
+    return tuple(None if one is None else one.to(weight.dtype) for one in (scale, shift))
 
 
 def _numbered(batches: tuple[Tensor, ...]) -> Iterator[range]:
@@ -210,7 +239,10 @@ def _push(batches: tuple[Tensor, ...], quantities: Quantities, half: Half) -> Ha
     weight, bias = half.tensors[f"{projection}.weight"], half.tensors.get(f"{projection}.bias")
     full_bias, squares, energy = quantities.projection.bias, 0.0, 0.0
     for batch, rows in zip(batches, quantities.rows(), strict=True):
-        output = functional.linear(rows.inputs[:, half.columns], weight, bias)
+        if half.affine is None:
+            output = functional.linear(rows.inputs[:, half.columns], weight, bias)
+        else:
+            output = _transformed(quantities.kept_output(rows), *half.affine)
         require_finite(output, quantities.where)
         if half.measure:
             full = rows.outputs().double()
@@ -221,6 +253,12 @@ def _push(batches: tuple[Tensor, ...], quantities: Quantities, half: Half) -> Ha
         return half
     error = (squares / energy.clamp_min(torch.finfo(energy.dtype).tiny)).sqrt().item()
     return replace(half, error_after=error)
+
+
+def _transformed(output: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    if scale is not None:
+        return torch.addcmul(shift, output, scale)
+    return output if shift is None else output + shift
 
 
 def _checked_recovery(
@@ -291,4 +329,4 @@ def _finished(
         seconds=seconds,
     )
     overrides = layer_overrides(attention.tensors, mlp.tensors, layer.self_attn.head_dim, queries.tolist())
-    return PrunedLayer(tensors, overrides, report)
+    return PrunedLayer(tensors, overrides, report, parameters(layer.state_dict()) - parameters(tensors))

@@ -13,16 +13,14 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from slimllm_nb import calibration, ratios
-from slimllm_nb.evaluation import count_parameters
-from slimllm_nb.llama import require_length, require_llama
-from slimllm_nb.methods import Method, MethodLike, as_method
+from slimllm_nb.methods import MethodLike, as_method
 from slimllm_nb.progress import bar as progress_bar
 from slimllm_nb.pruning.allocation import Allocator
-from slimllm_nb.pruning.budget import check_met, check_target, plan_target
+from slimllm_nb.pruning.amount import Amount, Planned, check_input
 from slimllm_nb.pruning.gradients import loss_gradients
-from slimllm_nb.pruning.layer import LayerPruner, PrunedLayer, parameters
-from slimllm_nb.pruning.quantities import ChannelQuantities, HeadQuantities, require_finite
-from slimllm_nb.pruning.report import PartReport, PruningReport
+from slimllm_nb.pruning.layer import LayerPruner, PrunedLayer
+from slimllm_nb.pruning.quantities import gradient_names, require_finite
+from slimllm_nb.pruning.report import PruningReport
 from slimllm_nb.pruning.slicing import assemble
 
 
@@ -40,7 +38,7 @@ def prune(
     similarity: Float[Tensor, "layers"] | None = None,
     seed: int = 0,
     batch_size: int = 8,
-    activation_bytes: int = 2 << 30,
+    activation_bytes: int | None = None,
     progress: bool = True,
 ) -> tuple[LlamaForCausalLM, PruningReport]:
     """Prune a LLaMA; returns a new, smaller model and a report. `model` is left as it is.
@@ -52,8 +50,9 @@ def prune(
     method: a name ("slimllm", "flap", ...) or what is to be changed of SlimLLM: {"recovery": "none"}, {"channel_score":
     my_function}; see methods.as_method and methods.QUANTITIES.
     similarity: layer_similarities(model, input_ids), when it is known already: saves one forward pass.
-    seed: of parts that draw at random. batch_size: samples at a time. activation_bytes: a layer's activations are kept
-    up to this size.
+    seed: of parts that draw at random. batch_size: samples at a time. activation_bytes: an MLP's activations are kept
+    up to this size, else computed again when they are needed; None: as much as the layer's weights, and 64 MiB in any
+    case. Beside them and the model there are twice the tokens' hidden states and the statistics of one layer.
 
     Errors: ValueError naming the setting, the part or the layer: a setting out of range, a target out of reach, an
     unknown part or one that returns what it may not, an architecture that is not LLaMA's, samples longer than the
@@ -61,9 +60,11 @@ def prune(
     """
     start = time.perf_counter()
     method = as_method(method)
-    _check(model, input_ids, pruning_ratio, target_parameters, target_of, batch_size)
-    ratios.allocate(torch.zeros(len(model.model.layers)), pruning_ratio or 0.0, pruned_layers, alpha)  # checks them
-    gradients = _gradients(method, model, input_ids, batch_size, progress)
+    check_input(model, input_ids, batch_size)
+    amount = Amount(pruning_ratio, target_parameters, target_of, pruned_layers, alpha)
+    amount.check(model)
+    names = gradient_names(method)
+    gradients = loss_gradients(model, input_ids, names, batch_size, progress) if names else None
     pruner = LayerPruner(method, batch_size, activation_bytes, seed, gradients)
     if similarity is None and "similarity" in method.allocation.needs:
         similarity = layer_similarities(model, input_ids, batch_size=batch_size, progress=progress)
@@ -73,28 +74,11 @@ def prune(
         {"similarity": similarity, "pruned_layers": pruned_layers, "alpha": alpha},
         (lambda: _dense_scores(pruner, model, input_ids, progress)) if method.scores_dense_model else None,
     )
-    removals = None
-    if target_parameters is not None:
-        plan = plan_target(allocator, model, target_parameters, target_of, shift=method.recovery.adds_bias)
-        pruning_ratio, removals = plan.pruning_ratio, plan.removals
-    layers = _prune_layers(pruner, model, input_ids, allocator(pruning_ratio), removals, similarity, progress)
+    planned = amount.planned(allocator, model, method)
+    layers = _prune_layers(pruner, model, input_ids, planned, similarity, progress)
     pruned = assemble(model, [layer.tensors for layer in layers], [layer.overrides for layer in layers])
-    before, after = count_parameters(model), count_parameters(pruned)
-    if target_parameters is not None:
-        check_met(target_parameters, target_of, after[target_of] / before[target_of])
-    report = PruningReport(
-        method=method.name,
-        pruning_ratio=pruning_ratio,
-        pruned_layers=pruned_layers,
-        alpha=alpha,
-        target_parameters=target_parameters,
-        target_of=None if target_parameters is None else target_of,
-        model=PartReport(before=before["model"], after=after["model"]),
-        decoder=PartReport(before=before["decoder"], after=after["decoder"]),
-        layers=[layer.report for layer in layers],
-        seconds=time.perf_counter() - start,
-    )
-    return pruned, report
+    reports, seconds = [layer.report for layer in layers], time.perf_counter() - start
+    return pruned, amount.report(method, planned, model, pruned, reports, seconds)
 
 
 @torch.no_grad()
@@ -118,15 +102,6 @@ def layer_similarities(
                 hidden = output
             bar.update(len(batch))
     return totals / len(input_ids)
-
-
-def _gradients(method: Method, model, input_ids: Tensor, batch_size: int, progress: bool) -> list | None:
-    """What the method's parts ask for; None: nothing."""
-    heads, channels = method.head_parts, method.channel_parts
-    if method.scores_dense_model:
-        heads, channels = [*heads, method.head_score], [*channels, method.channel_score]
-    names = HeadQuantities.gradient_names(heads) + ChannelQuantities.gradient_names(channels)
-    return loss_gradients(model, input_ids, names, batch_size, progress) if names else None
 
 
 def _walk(pruner: LayerPruner, model: LlamaForCausalLM, input_ids: Tensor) -> tuple[Tensor, Callable[[Tensor], dict]]:
@@ -156,46 +131,19 @@ def _prune_layers(
     pruner: LayerPruner,
     model: LlamaForCausalLM,
     input_ids: Tensor,
-    layer_ratios: Float[Tensor, "layers 2"],
-    removals: list[float] | None,
+    planned: Planned,
     similarity: Tensor | None,
     progress: bool,
 ) -> list[PrunedLayer]:
-    """Layer after layer, each on what comes out of the pruned ones before it.
-
-    removals: parameters that each layer is to lose; what one could not give, or gave too much, the next one settles.
-    """
+    """Layer after layer, each on what comes out of the pruned ones before it."""
     hidden, context = _walk(pruner, model, input_ids)
     pruned, carried = [], 0.0
     bar = progress_bar(model.model.layers, desc="pruning", unit="layer", progress=progress)
-    for index, (layer, shares) in enumerate(zip(bar, layer_ratios.tolist(), strict=True)):
-        removal = None if removals is None or not any(shares) else removals[index] + carried
+    for index, layer in enumerate(bar):
+        shares, removal = planned.of_layer(index, carried)
         known = None if similarity is None else similarity[index].item()
-        done = pruner(layer, hidden, context, tuple(shares), removal, known, index)
+        done = pruner(layer, hidden, context, shares, removal, known, index)
         if removal is not None:
-            carried = removal - (parameters(layer.state_dict()) - parameters(done.tensors))
+            carried = removal - done.removed
         pruned.append(done)
     return pruned
-
-
-def _check(model, input_ids, pruning_ratio, target_parameters, target_of, batch_size) -> None:
-    """All settings, before the first forward pass."""
-    require_llama(model)
-    if (pruning_ratio is None) == (target_parameters is None):
-        raise ValueError(
-            f"pruning_ratio is {pruning_ratio} and target_parameters is {target_parameters}: give exactly one of them"
-        )
-    if target_parameters is not None:
-        check_target(target_parameters, target_of)
-    if input_ids.ndim != 2 or input_ids.numel() == 0 or input_ids.is_floating_point():
-        raise ValueError(
-            f"input_ids is {input_ids.dtype} of shape {tuple(input_ids.shape)}; allowed: integers, (samples, length)"
-        )
-    if input_ids.min() < 0 or input_ids.max() >= model.config.vocab_size:
-        raise ValueError(
-            f"input_ids holds tokens {input_ids.min()} to {input_ids.max()}; allowed: 0 to "
-            f"{model.config.vocab_size - 1}: the tokenizer does not fit the model"
-        )
-    require_length(model, input_ids.shape[1], "a calibration sample")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; allowed: at least 1")

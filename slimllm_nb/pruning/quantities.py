@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from slimllm_nb import heads, regression
 from slimllm_nb.llama import head_columns, key_value_owner, layer_widths
-from slimllm_nb.methods import Part
-from slimllm_nb.pruning.streaming import RunningMoments, RunningNorms, RunningScatter
+from slimllm_nb.methods import Method, Part
+from slimllm_nb.pruning.streaming import RunningMoments, RunningNorms, RunningScatter, in_chunks
 
 HOLD_OUT = 8  # one sample in so many is held out from what a recovery is fitted on, when it asks for that
 
@@ -30,6 +30,7 @@ class Rows:
     inputs: Tensor  # what enters the output projection
     index: range  # the samples' numbers
     outputs: Callable[[], Tensor]  # what leaves it, without its bias
+    has_outputs: bool = False  # whether that is there already
     mlp_inputs: Callable[[], Tensor] | None = None
 
     def of_samples(self, chosen: Tensor) -> Tensor:
@@ -44,7 +45,8 @@ def needed(parts: Iterable[Part]) -> set[str]:
 
 def require_finite(values: Tensor, where: str) -> None:
     """Errors: ValueError that names the layer and its half when an activation, or a sum of them, is not finite."""
-    if not torch.isfinite(values).all():
+    # A sum is finite only where all of its terms are: one pass over them.
+    if not torch.isfinite(values.sum(dtype=torch.promote_types(values.dtype, torch.float32))):
         raise ValueError(f"{where}: activations are not finite (NaN or infinite); check the weights and the dtype")
 
 
@@ -107,6 +109,7 @@ class Quantities:
         self.module = layer.get_submodule(self.half)
         self.projection = self.module.get_submodule(self.weights["output"])
         self._wanted = set(wanted)
+        self._kept_outputs: dict[int, Tensor] = {}
         self.known = {**self._constants(layer), **known}
         for name, projection in self.weights.items():
             self.known[f"{name}_weight"] = self.module.get_submodule(projection).weight
@@ -183,16 +186,54 @@ class Quantities:
         return {}
 
     def _moments(self) -> regression.Moments:
-        """Moments of the kept columns' output and the full one."""
-        kept, weight, seen = self.known["kept"], self.known["output_weight"], RunningMoments()
+        """Moments of the kept columns' output and the full one. The kept outputs stay in memory: as much as the hidden
+        states once more."""
+        seen = RunningMoments()
         for batch in self.rows():
-            kept_output = functional.linear(batch.inputs[:, kept], weight[:, kept])
-            seen.update(regression.moments(kept_output, batch.outputs()), len(batch.inputs))
+            kept_output, full = self._kept_and_full(batch)
+            self._kept_outputs[batch.index.start] = kept_output
+            for some, of_full in in_chunks(kept_output, full):
+                seen.update(regression.moments(some, of_full), len(some))
         return seen.moments
+
+    def _kept_and_full(self, batch: Rows) -> tuple[Tensor, Tensor]:
+        """What the kept columns give, and what all give. What is there is not computed again; of the two halves that
+        make the whole, the smaller one is enough then."""
+        if len(self._gone) == 0:
+            full = batch.outputs()
+            return full, full
+        if not batch.has_outputs:
+            kept_output = self._through(batch, "kept")
+            return kept_output, kept_output + self._through(batch, "gone")
+        full = batch.outputs()
+        if len(self._gone) < len(self.known["kept"]):
+            return full - self._through(batch, "gone"), full
+        return self._through(batch, "kept"), full
+
+    def _through(self, batch: Rows, which: str) -> Tensor:
+        """What the columns that are "kept", or "gone", give."""
+        columns = self.known["kept"] if which == "kept" else self._gone
+        if which not in self._cut:
+            self._cut[which] = self.known["output_weight"][:, columns]
+        return functional.linear(batch.inputs[:, columns], self._cut[which])
+
+    def kept_output(self, batch: Rows) -> Tensor:
+        """What the kept columns give, without a bias."""
+        if batch.index.start in self._kept_outputs:
+            return self._kept_outputs[batch.index.start]
+        if len(self._gone) == 0:
+            return batch.outputs()
+        return self._through(batch, "kept")
 
     def keep(self, kept: Int[Tensor, "kept"]) -> None:
         """Say which heads or channels stay, for the recovery."""
+        self._keep_columns(kept)
+
+    def _keep_columns(self, kept: Int[Tensor, "kept"]) -> None:
         self.known["kept"] = kept
+        gone = torch.ones(self.known["output_weight"].shape[1], dtype=torch.bool, device=kept.device)
+        gone[kept] = False
+        self._gone, self._cut = gone.nonzero().flatten(), {}
 
 
 class HeadQuantities(Quantities):
@@ -215,7 +256,7 @@ class HeadQuantities(Quantities):
 
     def keep(self, kept: Int[Tensor, "kept"]) -> None:
         self._kept_heads = kept
-        self.known["kept"] = head_columns(kept, self.known["head_dim"])
+        self._keep_columns(head_columns(kept, self.known["head_dim"]))
 
     def _moments(self) -> regression.Moments:
         """Where the contributions' covariance is known, sums of it."""
@@ -238,3 +279,11 @@ class ChannelQuantities(Quantities):
 
     half = "mlp"
     weights: ClassVar = {"gate": "gate_proj", "up": "up_proj", "output": "down_proj"}
+
+
+def gradient_names(method: Method) -> list[str]:
+    """Which of a layer's parameters this method's parts ask the gradients of."""
+    heads, channels = method.head_parts, method.channel_parts
+    if method.scores_dense_model:
+        heads, channels = [*heads, method.head_score], [*channels, method.channel_score]
+    return HeadQuantities.gradient_names(heads) + ChannelQuantities.gradient_names(channels)

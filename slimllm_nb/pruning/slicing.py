@@ -11,12 +11,15 @@ from transformers import LlamaForCausalLM
 from slimllm_nb.llama import head_columns, key_value_owner
 from slimllm_nb.modeling import SlimLlamaConfig, SlimLlamaForCausalLM
 
+ROWS = 64  # of a weight that are converted to float64 at a time: they stay in the processor's cache
+
 
 @dataclass(frozen=True)
 class Recovered:
-    """New weights and bias for the kept inputs of a projection, beside the bias that it has; float64."""
+    """New weights, or a scale for the old ones, and a bias for the kept inputs of a projection, beside the bias that it
+    has; float64."""
 
-    weight: Float[Tensor, "hidden kept"]
+    weight: Float[Tensor, "hidden kept"] | Float[Tensor, "hidden"]
     bias: Float[Tensor, "hidden"] | None
 
 
@@ -28,6 +31,9 @@ def sliced_projection(
     if recovered is not None:
         # Folded in float64 and cast back once.
         new, shift = recovered.weight, recovered.bias
+        if new.ndim == 1:
+            rows = zip(weight.split(ROWS), new.split(ROWS), strict=True)
+            new = torch.cat([(some.double() * scale[:, None]).to(weight.dtype) for some, scale in rows])
         if bias is not None:
             shift = bias.double() if shift is None else shift + bias.double()
         weight, bias = new.to(weight.dtype), None if shift is None else shift.to(weight.dtype)

@@ -1,14 +1,27 @@
 """Statistics gathered batch by batch, the same as over all tokens at once.
 
-Sums are float64 and centred on each batch's own mean before they are merged (Chan, Golub and LeVeque, 1979): a naive
-sum of squares loses the variance of an output whose mean is large, and LLaMA has such outputs.
+Sums are float64. A naive sum of squares loses the variance of an output whose mean is large, and LLaMA has such
+outputs: scatter matrices are summed around the first batch's mean, which lies near the mean of all (Chan, Golub and
+LeVeque, 1983, section 3: shifted data), moments around each batch's own before they are merged.
 """
+
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from slimllm_nb.regression import Moments
+from slimllm_nb.symmetric import add_gram, mirrored
+
+WIDE = 1024
+CHUNK = 1 << 18  # numbers that are converted to float64 at a time: they stay in the processor's cache
+
+
+def in_chunks(*rows: Float[Tensor, "tokens width"]) -> Iterator[tuple[Tensor, ...]]:
+    """These rows, some of them at a time, side by side."""
+    size = max(1, CHUNK // rows[0].shape[1])
+    return zip(*(one.split(size) for one in rows), strict=True)
 
 
 class RunningScatter:
@@ -18,34 +31,56 @@ class RunningScatter:
         self.count, self.only_diagonal = 0, diagonal
 
     def update(self, rows: Float[Tensor, "tokens width"]) -> None:
-        rows = rows.double()
-        mean = rows.mean(0)
-        rows = rows - mean
-        self._add(len(rows), mean, rows.square().sum(0) if self.only_diagonal else rows.T @ rows)
-
-    def _add(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         if self.count == 0:
-            self.count, self.mean, self.scatter = count, mean, scatter
-            return
-        total, step = self.count + count, mean - self.mean
-        between = step.square() if self.only_diagonal else torch.outer(step, step)
-        self.scatter += scatter + between * (self.count * count / total)
-        self.mean = self.mean + step * (count / total)
-        self.count = total
+            width = rows.shape[1]
+            self.shift = rows.double().mean(0)
+            self.sum = torch.zeros_like(self.shift)
+            self.squares = self.sum.new_zeros(width if self.only_diagonal else (width, width))
+        self.count += len(rows)
+        # Wide products in float32, summed up in float64: an error of 1e-6 of the variances, as the activations have it.
+        wide = rows.shape[1] >= WIDE and rows.dtype != torch.float64
+        shifted = torch.empty(rows.shape, dtype=torch.float32 if wide else torch.float64, device=rows.device)
+        for some, into in in_chunks(rows, shifted):
+            exact = some.double() - self.shift
+            into.copy_(exact)
+            self.sum += exact.sum(0)
+            if self.only_diagonal:
+                self.squares += exact.square().sum(0)
+        if not self.only_diagonal:
+            add_gram(self.squares, shifted)
+
+    @property
+    def mean(self) -> Float[Tensor, "width"]:
+        return self.shift + self.sum / self.count
+
+    @property
+    def scatter(self) -> Tensor:
+        if self.only_diagonal:
+            return self.squares - self.sum.square() / self.count
+        return mirrored(self.squares.clone()).addr_(self.sum, self.sum, alpha=-1 / self.count)
 
     def merged(self, other: "RunningScatter") -> "RunningScatter":
         """Over the tokens that either has seen."""
         both = RunningScatter(self.only_diagonal)
-        both._add(self.count, self.mean, self.scatter.clone())
-        both._add(other.count, other.mean, other.scatter)
+        both.count, both.shift = self.count + other.count, self.shift
+        # The other's sums, taken around this one's shift.
+        step, count = other.shift - self.shift, other.count
+        both.sum = self.sum + other.sum + count * step
+        both.squares = self.squares + other.squares
+        if self.only_diagonal:
+            both.squares += 2 * step * other.sum + count * step.square()
+        else:
+            both.squares.addr_(step, other.sum).addr_(other.sum, step).addr_(step, step, alpha=count)
         return both
 
     def diagonal(self) -> Float[Tensor, "width"]:
-        return self.scatter if self.only_diagonal else self.scatter.diagonal()
+        squares = self.squares if self.only_diagonal else self.squares.diagonal()
+        return squares - self.sum.square() / self.count
 
     @property
     def total(self) -> Tensor:
-        return self.scatter
+        """All that was summed, for a look at whether it is finite."""
+        return self.squares.diagonal() if not self.only_diagonal else self.squares
 
 
 class RunningNorms:
@@ -55,7 +90,8 @@ class RunningNorms:
         self.total: Tensor | float = 0.0
 
     def update(self, rows: Float[Tensor, "tokens width"]) -> None:
-        self.total = self.total + rows.double().square().sum(0)
+        for (some,) in in_chunks(rows):
+            self.total = self.total + some.double().square().sum(0)
 
     @property
     def norms(self) -> Float[Tensor, "width"]:

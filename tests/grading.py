@@ -1,0 +1,70 @@
+"""Assignments without a server: a release made once, and notebooks graded in this process, cell by cell.
+
+A cell that fails stops neither otter nor this; otter's own grading, in a kernel, is tried on a few whole notebooks.
+"""
+
+import contextlib
+import io
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import nbformat
+
+from slimllm_nb.files import ROOT
+
+# Cells that start otter, run its checks, or show something that takes time and that no test looks at.
+NOT_GRADED = ("otter.Notebook", "grader.check", "half of layer", "after the search")
+LOCK = ROOT / "requirements-course.lock"
+
+
+def install_otter(folder: Path) -> None:
+    """The packages of the course that `make test` does not bring, into a folder of their own."""
+    command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
+    subprocess.run([*command, "--target", folder, "-r", only_new(folder / "new.lock")], check=True)
+
+
+def only_new(file: Path) -> Path:
+    """The lines of the course's lock for packages that are not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from packaging.requirements import Requirement
+
+    kept = []
+    for block in LOCK.read_text(encoding="utf-8").replace("\\\n", "\\\r").split("\n"):
+        if block.startswith("#") or not block.strip():
+            continue
+        requirement = Requirement(block.split(" \\\r")[0])
+        try:
+            version(requirement.name)
+        except PackageNotFoundError:
+            kept.append(block.replace("\\\r", "\\\n"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    return file
+
+
+def cells(notebook: Path) -> list[str]:
+    return [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+
+
+def points(sources: list[str], release: Path) -> dict[str, float]:
+    """Points by question of a notebook with these code cells, by public and hidden tests."""
+    from otter.test_files.exception_test import ExceptionTestFile
+
+    environment = {"__name__": "__main__"}
+    for source in sources:
+        source = source.replace("[:1024]", "[:256]")  # fewer tokens through the model
+        if any(one in source for one in NOT_GRADED):
+            continue
+        with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(source, "<cell>", "exec"), environment)
+    found = {}
+    with zipfile.ZipFile(release / "autograder" / "autograder.zip") as zipped:
+        for name in sorted(zipped.namelist()):
+            if name.startswith("tests/"):
+                file = ExceptionTestFile.from_string(zipped.read(name).decode(), path=name)
+                file.run(environment)
+                found[file.name] = file.score
+    return found

@@ -1,0 +1,369 @@
+"""What pruning costs in time and memory, beside what it cannot cost less than: make bench [PARTS=prune,layer,...]
+
+Every part is measured in one run, alternating with what it is compared with, and kept in runs/bench.json as soon as it
+is there; a part that is there is not measured again. `--keep` copies that file to data/bench.json, from which `make
+results` writes README's table.
+
+prune       prune() of the embedded model, 32 x 128 tokens, over one forward pass through its decoder
+layer       one layer of LLaMA-7B's shape: all that pruning does beyond the layer's own forward pass
+literal     the same layer by the tests' literal version of the method (the authors' loops): about 20 minutes
+growth      seconds and peak memory of prune() with 32, 128 and 512 samples
+checkpoint  prune_checkpoint() of a LLaMA-7B shape from disk: writes 13.5 GB of random weights, and removes them
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from slimllm_nb import calibration
+from slimllm_nb.disk import prune_checkpoint
+from slimllm_nb.files import ROOT, write_text
+from slimllm_nb.methods import as_method
+from slimllm_nb.pruning import prune
+from slimllm_nb.pruning.layer import LayerPruner
+from slimllm_nb.reproduce.profiles import load_profile
+from slimllm_nb.sources import load_model, load_texts, load_tokenizer
+
+RUNS = Path(os.environ.get("SLIMLLM_NB_RUNS", ROOT / "runs")) / "bench.json"
+KEPT = ROOT / "data" / "bench.json"
+SHAPE = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}  # LLaMA-7B
+SAMPLES, LENGTH, BATCH, RATIO = 32, 128, 8, 0.25
+REPEATS, LAYER_REPEATS = 5, 5
+STOP_AFTER = 3
+
+
+def ratio(values: list[float]) -> dict:
+    """Median and range."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def settings() -> dict:
+    """Of the embedded profile's mildest setting."""
+    profile = load_profile("embedded")
+    return profile.settings[profile.mildest].amount | {"progress": False}
+
+
+def embedded_case(num_samples: int) -> tuple[LlamaForCausalLM, torch.Tensor]:
+    profile = load_profile("embedded")
+    model, tokenizer = load_model(profile.model), load_tokenizer(profile.model)
+    texts = load_texts("news", "calibration") + load_texts("wikipedia", "calibration")
+    return model, calibration.windows(texts, tokenizer, num_samples, LENGTH, seed=0)
+
+
+# prune: what one forward pass through the decoder takes is the unit.
+
+
+@torch.no_grad()
+def part_prune() -> dict:
+    model, ids = embedded_case(SAMPLES)
+
+    def forward() -> None:
+        for batch in ids.split(BATCH):
+            model.model(batch, use_cache=False)
+
+    forward()
+    units, stored, streamed = [], [], []
+    for _ in range(REPEATS):
+        units.append(seconds(forward))
+        stored.append(seconds(lambda: prune(model, ids, **settings())) / units[-1])
+        streamed.append(seconds(lambda: prune(model, ids, **settings(), activation_bytes=0)) / units[-1])
+    return {
+        "forward_seconds": ratio(units),
+        "prune_over_forward": ratio(stored),
+        "streamed_over_forward": ratio(streamed),
+    }
+
+
+# layer, literal: one layer of the 7B shape.
+
+
+def wide_case() -> tuple[torch.nn.Module, torch.Tensor, Callable[[torch.Tensor], dict]]:
+    """Random weights as LLaMA starts from, random hidden states."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE, num_hidden_layers=1, vocab_size=32)).eval().requires_grad_(False)
+    hidden = torch.randn(SAMPLES, LENGTH, SHAPE["hidden_size"])
+    context = calibration.layer_context(model, hidden[:BATCH])
+    return model.model.layers[0], hidden, lambda _: context
+
+
+def pruned_layer(layer, hidden, context):
+    return LayerPruner(as_method("slimllm"))(layer, hidden.clone(), context, (RATIO, RATIO), None, None, 0)
+
+
+@torch.no_grad()
+def part_layer() -> dict:
+    layer, hidden, context = wide_case()
+
+    def forward() -> None:
+        for batch in hidden.split(BATCH):
+            layer(batch, **context(batch))
+
+    forward()
+    units, beyond = [], []
+    for _ in range(LAYER_REPEATS):
+        units.append(seconds(forward))
+        beyond.append(seconds(lambda: pruned_layer(layer, hidden, context)) - units[-1])
+    over = [one / unit for one, unit in zip(beyond, units, strict=True)]
+    return {"forward_seconds": ratio(units), "beyond_seconds": ratio(beyond), "layer7b_over_forward": ratio(over)}
+
+
+@torch.no_grad()
+def part_literal() -> dict:
+    """The literal version gets the activations for nothing; what it is compared with is all beyond the forward pass."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    import literal
+
+    layer, hidden, context = wide_case()
+    attention, mlp = layer.self_attn, layer.mlp
+    unit = seconds(lambda: [layer(batch, **context(batch)) for batch in hidden.split(BATCH)])
+    start = time.perf_counter()
+    ours = pruned_layer(layer, hidden, context)
+    beyond = time.perf_counter() - start - unit
+
+    x = torch.cat([calibration.head_inputs(layer, batch, context(batch)) for batch in hidden.split(BATCH)])
+    number = round(RATIO * SHAPE["num_attention_heads"])
+    found = {}
+
+    def heads() -> None:
+        p = literal.contributions(x, attention.o_proj.weight)
+        found["heads"] = literal.literal_select(p, number, greedy=True)
+
+    spent = {"heads": seconds(heads)}
+    columns = torch.tensor(
+        [head * attention.head_dim + i for head in found["heads"] for i in range(attention.head_dim)]
+    )
+    flat, weight = x.flatten(1), attention.o_proj.weight
+    mended = {}
+
+    def fit_heads() -> None:
+        mended["weight"], mended["bias"] = literal.literal_regression(flat, weight, columns.tolist())
+
+    spent["regression of the heads"] = seconds(fit_heads)
+    after = hidden + (flat[:, columns] @ mended["weight"].T + mended["bias"]).view_as(hidden)
+    inputs = calibration.mlp_inputs(layer, after)
+    activations = calibration.mlp_activations(layer, inputs)
+    weights = mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight
+
+    def channels() -> None:
+        importance = literal.literal_channels(inputs, activations, *weights)
+        found["channels"] = literal.literal_keep_lowest(importance, RATIO, 0.01)
+
+    spent["channels"] = seconds(channels)
+    spent["regression of the channels"] = seconds(
+        lambda: literal.literal_regression(activations, mlp.down_proj.weight, found["channels"])
+    )
+    return {
+        "literal_seconds": spent,
+        "beyond_seconds": beyond,
+        "layer7b_speedup_over_literal": sum(spent.values()) / beyond,
+        "same_heads": ours.report.kept_heads == found["heads"],
+        "same_channels": ours.report.kept_channels == found["channels"],
+    }
+
+
+# growth, checkpoint: memory, in a process of its own.
+
+
+def anonymous_bytes(pid: int | str = "self", field: str = "RssAnon") -> int:
+    """What a process holds in memory beside mapped files."""
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+@contextmanager
+def watched(pid: int | str = "self") -> Iterator[dict]:
+    """The peaks of RssAnon and RssFile while the block runs, looked at every 10 ms."""
+    import threading
+
+    peak, done = {"anonymous": 0, "mapped": 0}, threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.01):
+            for name, field in (("anonymous", "RssAnon"), ("mapped", "RssFile")):
+                try:
+                    peak[name] = max(peak[name], anonymous_bytes(pid, field))
+                except OSError:
+                    return
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
+
+
+def measure_growth(num_samples: int) -> dict:
+    model, ids = embedded_case(num_samples)
+    prune(model, ids[:BATCH], **settings())  # what is allocated once and for all
+    before = anonymous_bytes()
+    with watched() as peak:
+        spent = seconds(lambda: prune(model, ids, **settings()))
+    hidden_states = 2 * ids.numel() * model.config.hidden_size * model.dtype.itemsize  # what enters and what leaves
+    return {"seconds": spent, "peak": peak["anonymous"] - before, "hidden_states": hidden_states}
+
+
+def part_growth() -> dict:
+    found = {}
+    for number in (32, 128, 512):
+        command = [sys.executable, __file__, "--growth", str(number)]
+        found[number] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    beyond = {number: one["peak"] - one["hidden_states"] for number, one in found.items()}
+    return {
+        "seconds_per_sample": {number: one["seconds"] / number for number, one in found.items()},
+        "peak_beyond_hidden_states": beyond,
+        "peak_growth_32_to_512": beyond[512] / beyond[32] - 1,
+    }
+
+
+def write_random_checkpoint(folder: Path) -> None:
+    """LLaMA-7B's shape in bfloat16, one file for each layer, with the embedded model's tokenizer."""
+    tokenizer = load_tokenizer("embedded")
+    config = LlamaConfig(**SHAPE, num_hidden_layers=32, vocab_size=len(tokenizer), dtype="bfloat16")
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    generator, files = torch.Generator().manual_seed(0), {}
+    groups: dict[str, list[str]] = {}
+    for name in model.state_dict():
+        layer = name.split(".")[2] if name.startswith("model.layers.") else "outside"
+        groups.setdefault(f"model-{layer}.safetensors", []).append(name)
+    for file, names in groups.items():
+        tensors = {}
+        for name in names:
+            one = torch.empty(model.state_dict()[name].shape, dtype=torch.bfloat16)
+            tensors[name] = torch.ones_like(one) if one.ndim == 1 else one.normal_(0, 0.02, generator=generator)
+            files[name] = file
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": files}
+    write_text(folder / "model.safetensors.index.json", json.dumps(index))
+
+
+def run_checkpoint(folder: Path, device: str) -> None:
+    """Similarities are given, so that no time goes into a pass over all layers."""
+    ids = torch.randint(0, 40_000, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(0))
+    similarity = torch.linspace(0.9, 0.99, 32, dtype=torch.float64)
+    amount = {"pruning_ratio": RATIO, "pruned_layers": 32, "alpha": 1.0, "similarity": similarity}
+    prune_checkpoint(folder / "source", folder / "target", ids, **amount, dtype=torch.float32, device=device)
+
+
+def part_checkpoint() -> dict:
+    """Stopped by an interruption after STOP_AFTER layers, started again, and stopped after one more."""
+    folder = Path(tempfile.mkdtemp(dir=os.environ.get("BENCH_FOLDER")))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        (folder / "source").mkdir()
+        writing = seconds(lambda: write_random_checkpoint(folder / "source"))
+        size = sum(path.stat().st_size for path in (folder / "source").glob("*.safetensors"))
+        work, peaks, stopped, spent = folder / ".target.work", [], [], []
+        for last in (STOP_AFTER, STOP_AFTER + 1):
+            start = time.perf_counter()
+            process = subprocess.Popen([sys.executable, __file__, "--checkpoint", str(folder), "--device", device])
+            with watched(process.pid) as peak:
+                while process.poll() is None and len(list(work.glob("pruning-value-*.json"))) < last:
+                    time.sleep(0.05)
+                process.send_signal(signal.SIGINT)
+                process.wait()
+            spent.append(time.perf_counter() - start)
+            peaks.append(peak)
+            stopped.append(len(list(work.glob("pruning-value-*.json"))))
+    finally:
+        shutil.rmtree(folder)
+    return {
+        "source_bytes": size,
+        "seconds_to_write_the_source": writing,
+        "device": device,
+        "layers_when_stopped": stopped,
+        "seconds": spent,
+        "peak_anonymous_bytes": max(one["anonymous"] for one in peaks),
+        "peak_mapped_bytes": max(one["mapped"] for one in peaks),
+    }
+
+
+PARTS = {
+    "prune": part_prune,
+    "layer": part_layer,
+    "literal": part_literal,
+    "growth": part_growth,
+    "checkpoint": part_checkpoint,
+}
+
+
+def machine() -> dict:
+    cpu = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "processor": f"{os.cpu_count()} cores of {cpu}",
+        "memory": f"{memory:.0f} GiB",
+        "versions": {package: version(package) for package in ("torch", "transformers")},
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default=",".join(PARTS), help="by comma (default: all)")
+    parser.add_argument("--again", action="store_true", help="measure parts that are there, too")
+    parser.add_argument("--keep", action="store_true", help="copy what was measured to data/bench.json")
+    parser.add_argument("--growth", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--device", default="cpu", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.growth:
+        print(json.dumps(measure_growth(options.growth)))
+        return 0
+    if options.checkpoint:
+        try:
+            run_checkpoint(options.checkpoint, options.device)
+        except KeyboardInterrupt:
+            return 130
+        return 0
+    parts = options.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}; allowed: {', '.join(PARTS)}")
+    known = json.loads(RUNS.read_text(encoding="utf-8")) if RUNS.is_file() else {}
+    for name in parts:
+        if options.again or known.get("machine") != machine() or name not in known:
+            print(f"{name} ...", flush=True)
+            known = (known if known.get("machine") == machine() else {"machine": machine()}) | {name: PARTS[name]()}
+            write_text(RUNS, json.dumps(known, indent=1) + "\n")
+        print(f"{name}: {json.dumps(known[name], indent=1)}", flush=True)
+    if options.keep:
+        write_text(KEPT, RUNS.read_text(encoding="utf-8"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""The course: make assignments writes what students and teachers get, make grade gives points.
+
+release    every assignments/a*.py (solution and tests inside) becomes, in OUT (default: runs/course), three folders:
+           `student` (the notebook without solutions and hidden tests), `solution`, and `autograder` (a zip that otter
+           grades by)
+grade      every notebook in a folder, each in a process of its own that is stopped when it takes too long; a line of
+           points for each, with a reason, on the screen and in grades.csv in that folder
+
+Both need the packages of requirements-course.lock, which the make targets install.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pandas as pd
+
+from slimllm_nb.files import ROOT, write_text
+from slimllm_nb.progress import bar
+
+SOURCES = ROOT / "assignments"
+NAME = "a[0-9]*.py"
+OUT = Path(os.environ.get("SLIMLLM_NB_RUNS", ROOT / "runs")) / "course"
+TIMEOUT = 600  # seconds for one submission; the assignments take less than three minutes
+MARKER = "RESULT "
+
+# What a grading process runs: otter's own grading without containers.
+GRADE = f"""
+import sys
+from otter.api import grade_submission
+found = grade_submission(sys.argv[1], sys.argv[2], quiet=True)
+import json
+tests = {{
+    name: {{"score": one.score, "possible": one.possible,
+            "failed": [case.message for case in one.test_case_results if not case.passed]}}
+    for name, one in found.results.items()
+}}
+print({MARKER!r} + json.dumps(tests))
+"""
+
+
+class CourseError(ValueError):
+    """An assignment or a folder that is not what it should be."""
+
+
+def sources() -> dict[str, Path]:
+    """The assignments' sources by name."""
+    return {path.stem: path for path in sorted(SOURCES.glob(NAME))}
+
+
+def release(source: Path, out: Path) -> Path:
+    """Write one assignment's folders; returns the folder that holds them. Errors: CourseError with what otter says."""
+    folder = out / source.stem
+    with tempfile.TemporaryDirectory() as temporary:
+        master = Path(temporary, f"{source.stem}.ipynb")
+        jupytext.write(jupytext.read(source), master)
+        command = [sys.executable, "-m", "otter", "assign", master.name, "out", "--no-pdfs", "--no-run-tests"]
+        done = subprocess.run(command, cwd=temporary, capture_output=True, text=True)
+        if done.returncode:
+            raise CourseError(f"{source.name}: otter assign failed:\n{done.stderr[-2000:]}")
+        shutil.rmtree(folder, ignore_errors=True)
+        for made, name in (("student", "student"), ("autograder", "autograder")):
+            shutil.copytree(Path(temporary, "out", made), folder / name)
+    graded = folder / "autograder"
+    (folder / "solution").mkdir()
+    (graded / f"{source.stem}.ipynb").replace(folder / "solution" / f"{source.stem}.ipynb")
+    (zipped,) = graded.glob("*.zip")
+    zipped.replace(graded / "autograder.zip")
+    return folder
+
+
+def assignment_of(notebook: Path) -> str:
+    """Which assignment a notebook answers. Errors: CourseError for a file that is no notebook, or none of ours."""
+    try:
+        nb = nbformat.read(notebook, as_version=4)
+        name = nb.metadata["otter"]["assignment_name"]
+    except KeyError:
+        raise CourseError("not a notebook of this course: it names no assignment") from None
+    except Exception as error:  # whatever stands in that file
+        raise CourseError(f"not a notebook: {str(error).splitlines()[0][:120]}") from error
+    if name not in sources():
+        raise CourseError(f"a notebook of {name!r}; allowed: {', '.join(sources())}")
+    return name
+
+
+def grade(notebook: Path, autograders: dict[str, Path], timeout: float) -> dict:
+    """A line of the table: points by question, their sum, and a reason."""
+    start, line = time.perf_counter(), {"submission": notebook.name}
+    try:
+        name = assignment_of(notebook)
+    except CourseError as error:
+        return line | {"points": 0, "of": None, "reason": str(error)}
+    line |= {"assignment": name}
+    command = [sys.executable, "-c", GRADE, str(notebook.absolute()), str(autograders[name])]
+    with tempfile.TemporaryDirectory() as temporary:
+        process = subprocess.Popen(
+            command, cwd=temporary, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # the kernel that it started as well
+            process.communicate()
+            reason = f"took more than {timeout:.0f} seconds and was stopped"
+            return line | {"points": 0, "of": None, "reason": reason}
+    found = [one for one in output.splitlines() if one.startswith(MARKER)]
+    line["seconds"] = round(time.perf_counter() - start)
+    if not found:
+        last = (errors.strip().splitlines() or ["no output"])[-1]
+        return line | {"points": 0, "of": None, "reason": f"could not be graded: {last[:200]}"}
+    tests = json.loads(found[-1].removeprefix(MARKER))
+    missed = [f"{question}: {_short(one['failed'])}" for question, one in tests.items() if one["failed"]]
+    return line | {
+        "points": sum(one["score"] for one in tests.values()),
+        "of": sum(one["possible"] for one in tests.values()),
+        "reason": "; ".join(missed) or "all tests passed",
+        **{question: one["score"] for question, one in tests.items()},
+    }
+
+
+def _short(messages: list[str]) -> str:
+    """The first failure, and how many more there are."""
+    first = messages[0].strip().splitlines()[-1]
+    return first[:160] + (f" (and {len(messages) - 1} more)" if len(messages) > 1 else "")
+
+
+def grade_folder(folder: Path, out: Path, timeout: float) -> pd.DataFrame:
+    """All notebooks of a folder. Errors: CourseError for a folder without any."""
+    notebooks = sorted(path for path in folder.glob("*.ipynb") if path.is_file())
+    if not notebooks:
+        raise CourseError(f"{folder} holds no notebooks (*.ipynb)")
+    wanted = set()
+    for path in notebooks:
+        try:
+            wanted.add(assignment_of(path))
+        except CourseError:
+            continue  # its line of the table says so
+    autograders = {}
+    for name in sorted(wanted):
+        zipped = out / name / "autograder" / "autograder.zip"
+        if not zipped.is_file() or zipped.stat().st_mtime < sources()[name].stat().st_mtime:
+            release(sources()[name], out)
+        autograders[name] = zipped
+    lines = [grade(path, autograders, timeout) for path in bar(notebooks, desc="grading", unit="submission")]
+    table = pd.DataFrame(lines)
+    first = ["submission", "assignment", "points", "of"]
+    last = ["seconds", "reason"]
+    questions = sorted(set(table.columns) - {*first, *last})
+    table = table.reindex(columns=[*first, *questions, *last])
+    write_text(folder / "grades.csv", table.to_csv(index=False))
+    return table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("release", "grade"))
+    parser.add_argument("submissions", nargs="?", type=Path, help="a folder of notebooks")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds for one submission")
+    options = parser.parse_args()
+    try:
+        if options.what == "release":
+            for path in sources().values():
+                print(release(path, options.out))
+            return 0
+        if options.submissions is None or not options.submissions.is_dir():
+            raise CourseError(f"SUBMISSIONS is {options.submissions}; allowed: a folder of notebooks")
+        table = grade_folder(options.submissions, options.out, options.timeout)
+        print(table.to_string(index=False, max_colwidth=70))
+        print(f"Written: {options.submissions / 'grades.csv'}")
+    except CourseError as error:
+        print(f"Stopped: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
