@@ -74,7 +74,8 @@ def announce(profile: Profile, folder: Path) -> str:
     if on_device and needed.device > on_device:
         raise CostError(
             f"profile {profile.name} needs {needed.device:.0f} GB of GPU memory, and the GPU has {on_device:.0f} GB: "
-            "take a larger one, a smaller dtype or a smaller model"
+            "take a larger one, a smaller dtype or a smaller model; to prune without the notebooks, "
+            "slimllm_nb.disk.prune_checkpoint needs memory for one layer alone"
         )
     return f"Profile {profile.name}: {needed}."
 
