@@ -27,7 +27,7 @@
 # | Points | 26 (22 graded by themselves, 4 by a reader) |
 # | Time | 90 to 120 minutes |
 # | Difficulty | medium |
-# | After | notebook [02](../notebooks/02_head_importance.ipynb), paper section 4.1 |
+# | After | notebook `02_head_importance`, paper section 4.1 |
 #
 # **Goal.** Score attention heads by how similar the attention output stays without them, search for the heads to keep, and then do all of it again without looking at a single activation twice.
 #

@@ -27,7 +27,7 @@
 # | Points | 26 (22 graded by themselves, 4 by a reader) |
 # | Time | 90 to 120 minutes |
 # | Difficulty | medium |
-# | After | notebook [03](../notebooks/03_channel_importance.ipynb), paper section 4.2 |
+# | After | notebook `03_channel_importance`, paper section 4.2 |
 #
 # **Goal.** Score the intermediate channels of an MLP as the paper does: by how active they are, and by whether their row of $W_\mathrm{down}$ points where the output varies. Then find out which layers can bear to lose channels at all.
 #

@@ -27,7 +27,7 @@
 # | Points | 25 (21 graded by themselves, 4 by a reader) |
 # | Time | 90 to 120 minutes |
 # | Difficulty | medium to hard |
-# | After | notebook [04](../notebooks/04_regression_recovery.ipynb), paper section 4.3 |
+# | After | notebook `04_regression_recovery`, paper section 4.3 |
 #
 # **Goal.** Mend a pruned projection without training: first as the paper does, with a scale and a shift for every output, then by fitting all weights that are left. The second can do more, and overfits a few thousand tokens; you will see where.
 #

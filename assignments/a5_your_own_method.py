@@ -27,7 +27,7 @@
 # | Points | 29 (21 graded by themselves, 8 by a reader) |
 # | Time | 90 to 120 minutes, of which the computer takes 3 |
 # | Difficulty | medium |
-# | After | notebooks [07](../notebooks/07_ablations.ipynb) and [08](../notebooks/08_your_own_method.ipynb) |
+# | After | notebook `07_ablations` and `08_your_own_method` |
 #
 # **Goal.** Think of a channel score of your own, test it, and find out whether it is better than the published one: at the same number of parameters, on the same samples, over several draws of them, with an interval. The grade does not depend on whether it wins.
 #
