@@ -8,15 +8,17 @@ import io
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import distributions
 from pathlib import Path
 
 import nbformat
+from packaging.utils import canonicalize_name
 
-from slimllm_nb.files import ROOT
+from slimllm_nb.files import write_text
+from test_ground import COURSE_LOCK, lock_entries
 
 # Cells that start otter, run its checks, or show something that takes time and that no test looks at.
 NOT_GRADED = ("otter.Notebook", "grader.check", "half of layer", "after the search")
-LOCK = ROOT / "requirements-course.lock"
 
 
 def install_otter(folder: Path) -> None:
@@ -26,22 +28,14 @@ def install_otter(folder: Path) -> None:
 
 
 def only_new(file: Path) -> Path:
-    """The lines of the course's lock for packages that are not installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    from packaging.requirements import Requirement
-
-    kept = []
-    for block in LOCK.read_text(encoding="utf-8").replace("\\\n", "\\\r").split("\n"):
-        if block.startswith("#") or not block.strip():
-            continue
-        requirement = Requirement(block.split(" \\\r")[0])
-        try:
-            version(requirement.name)
-        except PackageNotFoundError:
-            kept.append(block.replace("\\\r", "\\\n"))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    """The entries of the course's lock for packages that are not installed."""
+    installed = {canonicalize_name(one.name) for one in distributions()}
+    lines = [
+        " ".join([str(requirement), *(f"--hash={value.strip()}" for value in hashes)])
+        for requirement, hashes in lock_entries(COURSE_LOCK)
+        if canonicalize_name(requirement.name) not in installed
+    ]
+    write_text(file, "\n".join(lines) + "\n")
     return file
 
 

@@ -1,5 +1,6 @@
 """The assignments: solutions get all points, stubs none, typical mistakes lose just what they should."""
 
+import functools
 import importlib.util
 import json
 import sys
@@ -17,6 +18,7 @@ from slimllm_nb.files import ROOT
 from slimllm_nb.reproduce.profiles import load_profile
 
 pytestmark = pytest.mark.slow
+LOADED = {name: functools.cache(getattr(package_sources, name)) for name in ("load_model", "load_tokenizer")}
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +47,8 @@ def released(tool, tmp_path_factory):
 def loaded_once(monkeypatch):
     """The embedded model is read once for all notebooks that are graded in this process, and what A5 compares comes
     from the kept sweep: the same protocol and budgets, another method's rows."""
-    for name in ("load_model", "load_tokenizer"):
-        monkeypatch.setattr(package_sources, name, _cached(getattr(package_sources, name)))
+    for name, loaded in LOADED.items():
+        monkeypatch.setattr(package_sources, name, loaded)
 
     def compare(methods, settings, seeds, num_samples, progress):
         rows = kept_ablations().groups["8 samples"].rows
@@ -57,18 +59,6 @@ def loaded_once(monkeypatch):
         return Comparison(protocol_of(load_profile("embedded"), num_samples=num_samples), named[0], named)
 
     monkeypatch.setattr(comparison, "compare", compare)
-
-
-_known = {}
-
-
-def _cached(function):
-    def cached():
-        if function.__name__ not in _known:
-            _known[function.__name__] = function()
-        return _known[function.__name__]
-
-    return cached
 
 
 A1, A2, A3, A4, A5 = (

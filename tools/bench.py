@@ -31,17 +31,17 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from results import BENCH
 from slimllm_nb import calibration
 from slimllm_nb.disk import prune_checkpoint
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.methods import as_method
 from slimllm_nb.pruning import prune
 from slimllm_nb.pruning.layer import LayerPruner
-from slimllm_nb.reproduce.profiles import load_profile
+from slimllm_nb.reproduce.profiles import load_profile, run_folder
 from slimllm_nb.sources import load_model, load_texts, load_tokenizer
 
-RUNS = Path(os.environ.get("SLIMLLM_NB_RUNS", ROOT / "runs")) / "bench.json"
-KEPT = ROOT / "data" / "bench.json"
+RUNS = run_folder("embedded").parent / "bench.json"
 SHAPE = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}  # LLaMA-7B
 SAMPLES, LENGTH, BATCH, RATIO = 32, 128, 8, 0.25
 REPEATS, LAYER_REPEATS = 5, 5
@@ -361,7 +361,7 @@ def main() -> int:
             write_text(RUNS, json.dumps(known, indent=1) + "\n")
         print(f"{name}: {json.dumps(known[name], indent=1)}", flush=True)
     if options.keep:
-        write_text(KEPT, RUNS.read_text(encoding="utf-8"))
+        write_text(BENCH, RUNS.read_text(encoding="utf-8"))
     return 0
 
 

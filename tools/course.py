@@ -26,10 +26,11 @@ import pandas as pd
 
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.progress import bar
+from slimllm_nb.reproduce.profiles import run_folder
 
 SOURCES = ROOT / "assignments"
 NAME = "a[0-9]*.py"
-OUT = Path(os.environ.get("SLIMLLM_NB_RUNS", ROOT / "runs")) / "course"
+OUT = run_folder("course")
 TIMEOUT = 600  # seconds for one submission; the assignments take less than three minutes
 MARKER = "RESULT "
 
@@ -68,14 +69,21 @@ def release(source: Path, out: Path) -> Path:
         if done.returncode:
             raise CourseError(f"{source.name}: otter assign failed:\n{done.stderr[-2000:]}")
         shutil.rmtree(folder, ignore_errors=True)
-        for made, name in (("student", "student"), ("autograder", "autograder")):
-            shutil.copytree(Path(temporary, "out", made), folder / name)
+        shutil.copytree(Path(temporary, "out"), folder)
     graded = folder / "autograder"
     (folder / "solution").mkdir()
     (graded / f"{source.stem}.ipynb").replace(folder / "solution" / f"{source.stem}.ipynb")
     (zipped,) = graded.glob("*.zip")
     zipped.replace(graded / "autograder.zip")
     return folder
+
+
+def autograder(name: str, out: Path) -> Path:
+    """What an assignment is graded by; made anew where its source is younger."""
+    zipped, source = out / name / "autograder" / "autograder.zip", sources()[name]
+    if not zipped.is_file() or zipped.stat().st_mtime < source.stat().st_mtime:
+        release(source, out)
+    return zipped
 
 
 def assignment_of(notebook: Path) -> str:
@@ -92,7 +100,7 @@ def assignment_of(notebook: Path) -> str:
     return name
 
 
-def grade(notebook: Path, autograders: dict[str, Path], timeout: float) -> dict:
+def grade(notebook: Path, out: Path, timeout: float) -> dict:
     """A line of the table: points by question, their sum, and a reason."""
     start, line = time.perf_counter(), {"submission": notebook.name}
     try:
@@ -100,7 +108,7 @@ def grade(notebook: Path, autograders: dict[str, Path], timeout: float) -> dict:
     except CourseError as error:
         return line | {"points": 0, "of": None, "reason": str(error)}
     line |= {"assignment": name}
-    command = [sys.executable, "-c", GRADE, str(notebook.absolute()), str(autograders[name])]
+    command = [sys.executable, "-c", GRADE, str(notebook.absolute()), str(autograder(name, out).absolute())]
     with tempfile.TemporaryDirectory() as temporary:
         process = subprocess.Popen(
             command, cwd=temporary, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -138,19 +146,7 @@ def grade_folder(folder: Path, out: Path, timeout: float) -> pd.DataFrame:
     notebooks = sorted(path for path in folder.glob("*.ipynb") if path.is_file())
     if not notebooks:
         raise CourseError(f"{folder} holds no notebooks (*.ipynb)")
-    wanted = set()
-    for path in notebooks:
-        try:
-            wanted.add(assignment_of(path))
-        except CourseError:
-            continue  # its line of the table says so
-    autograders = {}
-    for name in sorted(wanted):
-        zipped = out / name / "autograder" / "autograder.zip"
-        if not zipped.is_file() or zipped.stat().st_mtime < sources()[name].stat().st_mtime:
-            release(sources()[name], out)
-        autograders[name] = zipped
-    lines = [grade(path, autograders, timeout) for path in bar(notebooks, desc="grading", unit="submission")]
+    lines = [grade(path, out, timeout) for path in bar(notebooks, desc="grading", unit="submission")]
     table = pd.DataFrame(lines)
     first = ["submission", "assignment", "points", "of"]
     last = ["seconds", "reason"]
