@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-ROWS = 64
+from slimllm_nb.chunks import in_chunks
+
 WIDE = 2048  # outputs from which on an eigendecomposition is slower than feature_space.py
 
 
@@ -64,8 +65,7 @@ def gate_and_up_terms(
 ) -> Float[Tensor, "intermediate"]:
     """The last two terms of paper eq. 8: norms of the rows of W_gate and W_up, weighted by their inputs' norms."""
     return sum(
-        # Some rows at a time: in float64 they stay in the processor's cache.
-        torch.cat([(rows.to(input_norms) * input_norms).norm(dim=1) for rows in weight.split(ROWS)])
+        torch.cat([(rows.to(input_norms) * input_norms).norm(dim=1) for (rows,) in in_chunks(weight)])
         for weight in (gate_weight, up_weight)
     )
 

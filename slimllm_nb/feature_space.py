@@ -8,17 +8,17 @@ nearly every channel; the ones whose bound leaves open whether they go are compu
 quadrature (Golub and Meurant, Matrices, Moments and Quadrature, 2010, chapter 3).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numpy.polynomial import chebyshev
 from torch import Tensor
 
 from slimllm_nb import channels
+from slimllm_nb.approximate import Approximate
 from slimllm_nb.symmetric import product, quadratic_forms
 
 # Degrees to choose from, and the Chebyshev polynomials T_2 .. T_s that the evaluation multiplies out (Paterson and
@@ -30,18 +30,9 @@ EXACT = 1e-13
 BLOCK, STEPS = 16, 12  # of the block Krylov space that finds outliers
 
 
-@dataclass(frozen=True)
-class Lengths:
-    """Lengths of all vectors, each within its bound of the true one; `exactly(indices)` computes some in float64."""
-
-    values: Float[Tensor, "vectors"]
-    bounds: Float[Tensor, "vectors"]
-    exactly: Callable[[Int[Tensor, "some"]], Float[Tensor, "some"]]
-
-
 def approximate_lengths(
     scatter: Float[Tensor, "hidden hidden"], down_weight: Float[Tensor, "hidden intermediate"]
-) -> Lengths:
+) -> Approximate:
     """channels.direction_importance within bounds. Where the spectrum is too wide for a polynomial, it is exact."""
     spectrum = _Spectrum.of(scatter)
     degree = spectrum and _degree(spectrum.largest)
@@ -63,12 +54,12 @@ def approximate_lengths(
             return channels.direction_importance(scatter, down_weight[:, some])
         return spectrum.quadrature(down_weight[:, some].double(), steps)
 
-    return Lengths(values, bounds, exactly)
+    return Approximate(values, bounds, exactly)
 
 
-def _exact(scatter: Tensor, down_weight: Tensor) -> Lengths:
+def _exact(scatter: Tensor, down_weight: Tensor) -> Approximate:
     values = channels.direction_importance(scatter, down_weight)
-    return Lengths(values, torch.zeros_like(values), lambda some: values[some])
+    return Approximate(values, torch.zeros_like(values), lambda some: values[some])
 
 
 def f(x):
@@ -90,15 +81,15 @@ def _tail(largest: float, degree: int) -> float:
 def _degree(largest: float) -> int | None:
     """The lowest that is close enough; None: none is."""
     for degree in DEGREES:
-        if _tail(largest, degree) <= WANTED:
+        if _tail(largest, degree) <= (LARGEST if degree == max(DEGREES) else WANTED):
             return degree
-    return degree if _tail(largest, degree) <= LARGEST else None
+    return None
 
 
 def _quadrature_steps(largest: float) -> int:
     """k steps integrate polynomials of degree 2 k - 1 exactly, so they err by no more than twice the tail behind it."""
     steps = 2
-    while 2 * _tail(largest, 2 * steps - 1) > max(EXACT, 4e-15) and 2 * steps < len(_series(largest)):
+    while 2 * _tail(largest, 2 * steps - 1) > EXACT and 2 * steps < len(_series(largest)):
         steps += 1
     return steps
 

@@ -100,11 +100,10 @@ def test_the_same_channels_go(seed, num_pruned, name):
     scatter, down = scatter_with(spectrum(name, seed), seed), weights(seed)
     expected = channels.direction_importance(scatter, down)
     lengths = feature_space.approximate_lengths(scatter, down)
-    scores = Approximate(lengths.values, lengths.bounds, lengths.exactly)
     for selection in ("keep_lowest", "lowest"):
         part = find_part("channel_selection", selection)
         known = {"num_pruned": num_pruned}
-        chosen = part(known | {"scores": scores.settled(part, num_pruned)})
+        chosen = part(known | {"scores": lengths.settled(part, num_pruned)})
         assert chosen.tolist() == part(known | {"scores": expected}).tolist()
 
 
@@ -132,7 +131,7 @@ def test_scores_anywhere_within_their_bounds(seed, num_pruned, width):
 def test_few_channels_are_left_open():
     scatter, down = scatter_with(spectrum("bulk")), weights()
     lengths = feature_space.approximate_lengths(scatter, down)
-    found = Approximate(lengths.values, lengths.bounds, lengths.exactly).undecided(torch.tensor([75]))
+    found = lengths.undecided(torch.tensor([75]))
     assert 2 <= found.sum() <= 12
 
 

@@ -13,7 +13,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from slimllm_nb.llama import require_llama
 from slimllm_nb.sources.downloads import SourceError
-from slimllm_nb.sources.models import _require_llama
+from slimllm_nb.sources.models import require_llama_config
 
 
 class StoredModel:
@@ -29,7 +29,7 @@ class StoredModel:
         self.folder, self.device = Path(folder), torch.device(device)
         if not (self.folder / "config.json").is_file():
             raise SourceError(f"{self.folder} has no config.json; allowed: a folder with a LLaMA in safetensors")
-        _require_llama(str(self.folder), str(self.folder), {})
+        require_llama_config(str(self.folder), str(self.folder), {})
         config = AutoConfig.from_pretrained(self.folder)
         self.dtype = (config.dtype or torch.float32) if dtype == "auto" else dtype
         with torch.device("meta"):

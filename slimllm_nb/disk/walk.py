@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from slimllm_nb import calibration, ratios
+from slimllm_nb import calibration
 from slimllm_nb.disk.resume import Work
 from slimllm_nb.disk.stored import StoredModel
 from slimllm_nb.progress import bar as progress_bar
 from slimllm_nb.pruning.layer import Context
-from slimllm_nb.pruning.quantities import require_finite
+from slimllm_nb.pruning.similarity import through
 
 Step = Callable[[nn.Module, Tensor, Context, int, int], tuple[object, dict[str, Tensor] | None]]
 """step(layer, hidden, context, index, batch_size): overwrites `hidden` (samples, length, hidden) with what leaves the
@@ -46,7 +46,7 @@ class Walker:
         before = hidden.clone()  # a step that fails leaves half of it overwritten
         while True:
             try:
-                return step(layer, hidden, self._context(), index, self.batch_size)
+                return step(layer, hidden, calibration.layer_contexts(self.stored.skeleton), index, self.batch_size)
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
                     raise
@@ -58,26 +58,14 @@ class Walker:
                 f"decoder layer {index}: out of memory; from here on {self.batch_size} samples at a time", stacklevel=2
             )
 
-    def _context(self) -> Context:
-        contexts: dict[int, dict] = {}  # the last batch may be smaller
-
-        def context(batch: Tensor) -> dict:
-            if len(batch) not in contexts:
-                contexts[len(batch)] = calibration.layer_context(self.stored.skeleton, batch)
-            return contexts[len(batch)]
-
-        return context
-
 
 def similarity_step(
     layer: nn.Module, hidden: Float[Tensor, "samples length hidden"], context: Context, index: int, batch_size: int
 ) -> tuple[float, None]:
-    """ratios.layer_similarity of a dense layer, as pruning.layer_similarities adds it up."""
+    """ratios.layer_similarity of a dense layer, added up as pruning.layer_similarities does."""
     total = torch.zeros((), dtype=torch.float64)
     for batch in hidden.split(batch_size):
-        output = layer(batch, **context(batch))
-        similarity = ratios.layer_similarity(batch.flatten(0, 1), output.flatten(0, 1))
-        require_finite(similarity, f"decoder layer {index}")
-        total += similarity.cpu() * len(batch)  # every sample has the same number of tokens
+        output, similarity = through(layer, batch, context(batch), index)
+        total += similarity
         batch.copy_(output)
     return (total / len(hidden)).item(), None

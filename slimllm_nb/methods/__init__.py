@@ -4,7 +4,7 @@
 parts of one method and says where they come from. prune(..., method=...) takes a name or a mapping of parts.
 """
 
-from slimllm_nb.methods.approximate import Approximate
+from slimllm_nb.approximate import Approximate
 from slimllm_nb.methods.method import Method, MethodLike, as_method
 from slimllm_nb.methods.registry import KINDS, QUANTITIES, Part, PartError, load_file, method_names, register
 

@@ -3,8 +3,8 @@
 import torch
 
 from slimllm_nb import channels, heads, ratios, regression
+from slimllm_nb.approximate import Approximate
 from slimllm_nb.feature_space import approximate_lengths
-from slimllm_nb.methods.approximate import Approximate
 from slimllm_nb.methods.registry import register
 
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from slimllm_nb.llama import other_columns
 from slimllm_nb.methods.registry import register
 
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -31,10 +32,10 @@ def ridge(
     penalties=PENALTIES,
 ):
     """The penalty with the smallest error on held-out calibration samples, fitted on all of them."""
+    weight, gone = output_weight.to(input_covariance), other_columns(kept, output_weight.shape[1])
     fitted, held_out = (
-        Normal.of(covariance, output_weight, kept) for covariance in (fitted_covariance, held_out_covariance)
+        Normal.of(covariance, weight, kept, gone) for covariance in (fitted_covariance, held_out_covariance)
     )
-    weight, gone = output_weight.to(input_covariance), removed(kept, output_weight.shape[1])
     errors = []
     for penalty in penalties:
         change = fitted.change(penalty)
@@ -61,7 +62,8 @@ def fit_ridge(
 ) -> tuple[Float[Tensor, "hidden kept"], Float[Tensor, "hidden"]]:
     """Weight of the kept columns and bias, float64. Errors: ValueError unless penalty > 0."""
     weight = weight.to(covariance)
-    new = weight[:, kept] + Normal.of(covariance, weight, kept).change(penalty)
+    gone = other_columns(kept, len(covariance))
+    new = weight[:, kept] + Normal.of(covariance, weight, kept, gone).change(penalty)
     return new, weight @ means - new @ means[kept]
 
 
@@ -73,9 +75,9 @@ class Normal:
     cross: Float[Tensor, "kept hidden"]  # G_KP W_P'
 
     @classmethod
-    def of(cls, covariance: Tensor, weight: Tensor, kept: Tensor) -> "Normal":
-        gone, rows = removed(kept, len(covariance)), covariance[kept]
-        return cls(rows[:, kept], rows[:, gone] @ weight[:, gone].T.to(covariance))
+    def of(cls, covariance: Tensor, weight: Tensor, kept: Tensor, gone: Tensor) -> "Normal":
+        rows = covariance[kept]
+        return cls(rows[:, kept], rows[:, gone] @ weight[:, gone].T)
 
     def change(self, penalty: float) -> Float[Tensor, "hidden kept"]:
         """Of the kept columns' weights. Errors: ValueError unless penalty > 0."""
@@ -90,13 +92,6 @@ class Normal:
     def error(self, change: Float[Tensor, "hidden kept"]) -> Float[Tensor, ""]:
         """Variance of what the output is off by, added up over the outputs, less what no change can alter."""
         return ((change @ self.kept) * change).sum() - 2 * (change.T * self.cross).sum()
-
-
-def removed(kept: Int[Tensor, "kept"], width: int) -> Int[Tensor, "gone"]:
-    """The columns that are not kept."""
-    mask = torch.ones(width, dtype=torch.bool, device=kept.device)
-    mask[kept] = False
-    return mask.nonzero().flatten()
 
 
 register.method("slimllm_ridge", recovery="ridge")

@@ -5,22 +5,22 @@ attention, and the next layer on the output of the pruned layer: on the activati
 """
 
 import time
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from slimllm_nb import calibration, ratios
+from slimllm_nb import calibration
 from slimllm_nb.methods import MethodLike, as_method
 from slimllm_nb.progress import bar as progress_bar
 from slimllm_nb.pruning.allocation import Allocator
 from slimllm_nb.pruning.amount import Amount, Planned, check_input
 from slimllm_nb.pruning.gradients import loss_gradients
-from slimllm_nb.pruning.layer import LayerPruner, PrunedLayer
-from slimllm_nb.pruning.quantities import gradient_names, require_finite
+from slimllm_nb.pruning.layer import Context, LayerPruner, PrunedLayer
+from slimllm_nb.pruning.quantities import gradient_names
 from slimllm_nb.pruning.report import PruningReport
+from slimllm_nb.pruning.similarity import layer_similarities
 from slimllm_nb.pruning.slicing import assemble
 
 
@@ -81,47 +81,17 @@ def prune(
     return pruned, amount.report(method, planned, model, pruned, reports, seconds)
 
 
-@torch.no_grad()
-def layer_similarities(
-    model: LlamaForCausalLM, input_ids: Int[Tensor, "samples length"], *, batch_size: int = 8, progress: bool = True
-) -> Float[Tensor, "layers"]:
-    """ratios.layer_similarity of every decoder layer of the dense model: one forward pass. Float64, on the CPU.
-
-    Errors: ValueError naming the first layer whose activations are not finite.
-    """
-    totals = torch.zeros(len(model.model.layers), dtype=torch.float64)
-    with progress_bar(total=len(input_ids), desc="layer similarity", unit="sample", progress=progress) as bar:
-        for batch in input_ids.split(batch_size):
-            hidden = calibration.embed(model, batch)
-            context = calibration.layer_context(model, hidden)
-            for index, layer in enumerate(model.model.layers):
-                output = layer(hidden, **context)
-                similarity = ratios.layer_similarity(hidden.flatten(0, 1), output.flatten(0, 1))
-                require_finite(similarity, f"decoder layer {index}")
-                totals[index] += similarity.cpu() * len(batch)  # every sample has the same number of tokens
-                hidden = output
-            bar.update(len(batch))
-    return totals / len(input_ids)
-
-
-def _walk(pruner: LayerPruner, model: LlamaForCausalLM, input_ids: Tensor) -> tuple[Tensor, Callable[[Tensor], dict]]:
+def _begun(pruner: LayerPruner, model: LlamaForCausalLM, input_ids: Tensor) -> tuple[Tensor, Context]:
     """What enters the first layer, and the context of a batch of it."""
     hidden = torch.cat([calibration.embed(model, batch) for batch in input_ids.split(pruner.batch_size)])
-    contexts: dict[int, dict] = {}  # the same for every layer; the last batch may be smaller
-
-    def context(batch: Tensor) -> dict:
-        if len(batch) not in contexts:
-            contexts[len(batch)] = calibration.layer_context(model, batch)
-        return contexts[len(batch)]
-
-    return hidden, context
+    return hidden, calibration.layer_contexts(model)
 
 
 def _dense_scores(
     pruner: LayerPruner, model: LlamaForCausalLM, input_ids: Tensor, progress: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Head scores and channel scores of every layer of the dense model."""
-    hidden, context = _walk(pruner, model, input_ids)
+    hidden, context = _begun(pruner, model, input_ids)
     bar = progress_bar(model.model.layers, desc="dense scores", unit="layer", progress=progress)
     both = [pruner.scores(layer, hidden, context, index) for index, layer in enumerate(bar)]
     return [heads for heads, _ in both], [channels for _, channels in both]
@@ -136,7 +106,7 @@ def _prune_layers(
     progress: bool,
 ) -> list[PrunedLayer]:
     """Layer after layer, each on what comes out of the pruned ones before it."""
-    hidden, context = _walk(pruner, model, input_ids)
+    hidden, context = _begun(pruner, model, input_ids)
     pruned, carried = [], 0.0
     bar = progress_bar(model.model.layers, desc="pruning", unit="layer", progress=progress)
     for index, layer in enumerate(bar):

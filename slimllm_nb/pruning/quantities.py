@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from slimllm_nb import heads, regression
-from slimllm_nb.llama import head_columns, key_value_owner, layer_widths
+from slimllm_nb.chunks import in_chunks
+from slimllm_nb.llama import head_columns, key_value_owner, layer_widths, other_columns
 from slimllm_nb.methods import Method, Part
-from slimllm_nb.pruning.streaming import RunningMoments, RunningNorms, RunningScatter, in_chunks
+from slimllm_nb.pruning.streaming import RunningMoments, RunningNorms, RunningScatter
 
 HOLD_OUT = 8  # one sample in so many is held out from what a recovery is fitted on, when it asks for that
 
@@ -231,9 +232,7 @@ class Quantities:
 
     def _keep_columns(self, kept: Int[Tensor, "kept"]) -> None:
         self.known["kept"] = kept
-        gone = torch.ones(self.known["output_weight"].shape[1], dtype=torch.bool, device=kept.device)
-        gone[kept] = False
-        self._gone, self._cut = gone.nonzero().flatten(), {}
+        self._gone, self._cut = other_columns(kept, self.known["output_weight"].shape[1]), {}
 
 
 class HeadQuantities(Quantities):

@@ -8,10 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from slimllm_nb.chunks import in_chunks
 from slimllm_nb.llama import head_columns, key_value_owner
 from slimllm_nb.modeling import SlimLlamaConfig, SlimLlamaForCausalLM
-
-ROWS = 64  # of a weight that are converted to float64 at a time: they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ def sliced_projection(
         # Folded in float64 and cast back once.
         new, shift = recovered.weight, recovered.bias
         if new.ndim == 1:
-            rows = zip(weight.split(ROWS), new.split(ROWS), strict=True)
+            rows = in_chunks(weight, new)
             new = torch.cat([(some.double() * scale[:, None]).to(weight.dtype) for some, scale in rows])
         if bias is not None:
             shift = bias.double() if shift is None else shift + bias.double()

@@ -5,23 +5,15 @@ outputs: scatter matrices are summed around the first batch's mean, which lies n
 LeVeque, 1983, section 3: shifted data), moments around each batch's own before they are merged.
 """
 
-from collections.abc import Iterator
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from slimllm_nb.chunks import in_chunks
 from slimllm_nb.regression import Moments
 from slimllm_nb.symmetric import add_gram, mirrored
 
 WIDE = 1024
-CHUNK = 1 << 18  # numbers that are converted to float64 at a time: they stay in the processor's cache
-
-
-def in_chunks(*rows: Float[Tensor, "tokens width"]) -> Iterator[tuple[Tensor, ...]]:
-    """These rows, some of them at a time, side by side."""
-    size = max(1, CHUNK // rows[0].shape[1])
-    return zip(*(one.split(size) for one in rows), strict=True)
 
 
 class RunningScatter:

@@ -46,7 +46,7 @@ def load_model(
             folder = embedded.folder(embedded.WEIGHTS)
             return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **place).eval()
     path, options = _locate(model, revision)
-    _require_llama(model, path, options)
+    require_llama_config(model, path, options)
     try:
         loaded, info = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, output_loading_info=True, **place, **options
@@ -70,7 +70,7 @@ def load_tokenizer(model: str = EMBEDDED, *, revision: str | None = None, split_
     if model == EMBEDDED:
         return AutoTokenizer.from_pretrained(embedded.folder(), **special)
     path, options = _locate(model, revision)
-    _require_llama(model, path, options)
+    require_llama_config(model, path, options)
     try:
         return AutoTokenizer.from_pretrained(path, **options, **special)
     except (OSError, ValueError) as error:
@@ -89,7 +89,7 @@ def _problem(what: str, model: str, path: str, revision: str | None, error: Base
     return hub_error("model", model, revision, error)
 
 
-def _require_llama(model: str, path: str, options: dict) -> None:
+def require_llama_config(model: str, path: str, options: dict) -> None:
     """Refuse what is no LLaMA by its config, before any weight is read; register our own architecture if it is ours."""
     try:
         config, _ = PreTrainedConfig.get_config_dict(path, **options)

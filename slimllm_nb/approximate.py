@@ -1,13 +1,11 @@
 """Scores that are known within bounds: exact where a selection needs them, and nowhere else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-
-from slimllm_nb.methods.registry import Part
 
 
 @dataclass(frozen=True)
@@ -18,7 +16,7 @@ class Approximate:
     bounds: Tensor
     exactly: Callable[[Int[Tensor, "some"]], Tensor]
 
-    def settled(self, selection: Part, num_pruned: int) -> Tensor:
+    def settled(self, selection: Callable[[Mapping], Tensor], num_pruned: int) -> Tensor:
         """Scores by which a selection `by_rank` chooses as by the true ones."""
         ranks = torch.arange(len(self.values), dtype=torch.float64)
         stays = torch.zeros(len(ranks), dtype=torch.bool)
