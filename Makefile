@@ -6,6 +6,7 @@ CHECKPOINT ?= model
 METHODS ?= slimllm,flap,obs_ridge
 SEEDS ?= 5
 COMPARE ?=
+SWEEP ?=
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 ifneq ($(CONDA_DEFAULT_ENV),base)
@@ -41,8 +42,8 @@ check: setup ## run a profile's executed notebooks again on a copy and compare t
 compare: setup ## compare methods at equal numbers of parameters [METHODS=slimllm,flap PROFILE=embedded SEEDS=5 COMPARE=--help]
 	$(PYTHON) -m slimllm_nb.comparison --profile $(PROFILE) --methods "$(METHODS)" --seeds $(SEEDS) $(COMPARE)
 
-ablations: setup ## the sweep of data/ablations/plan.yaml; goes on where it stopped [PROFILE=embedded]
-	$(PYTHON) -m slimllm_nb.comparison.ablations --profile $(PROFILE)
+ablations: setup ## the sweep of data/ablations/plan.yaml; goes on where it stopped [PROFILE=embedded SWEEP=--from-kept]
+	$(PYTHON) -m slimllm_nb.comparison.ablations --profile $(PROFILE) $(SWEEP)
 
 zeroshot: setup ## zero-shot accuracy on the full sets of questions [PROFILE=embedded]
 	$(PYTHON) tools/zeroshot.py --profile $(PROFILE)

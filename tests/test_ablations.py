@@ -15,7 +15,7 @@ from conftest import make_small_model
 from slimllm_nb.comparison import ablations
 from slimllm_nb.comparison import plan as plans
 from slimllm_nb.comparison.ablations import measure
-from slimllm_nb.comparison.kept import collect, dumped, kept_ablations
+from slimllm_nb.comparison.kept import collect, dumped, kept_ablations, restore
 from slimllm_nb.comparison.plan import PlanError, load_plan, tasks
 from slimllm_nb.methods import as_method
 from slimllm_nb.pruning import prune
@@ -178,6 +178,41 @@ def test_rows_that_todays_code_would_not_make_are_counted(name, plan, tmp_path):
     kept = kept_ablations(name, plan, tmp_path / "kept.json")
     assert (kept.current, kept.total) == (8, 12)
     assert kept_ablations(name, plan, tmp_path / "nothing.json") is None
+
+
+def test_a_part_of_a_sweep_replaces_a_part_of_what_is_kept(name, plan, pruned, tmp_path):  # noqa: F811
+    path = tmp_path / "kept.json"
+    for task in tasks(name, plan):
+        measure(task)
+    path.write_text(dumped(collect(name, plan, kept=path)))
+    content = json.loads(path.read_text())
+    for group in content["groups"].values():
+        for row in group["rows"]:
+            row["made_by"], row["seconds"] = "f" * 64, -1.0
+    path.write_text(dumped(content))  # as code of another day made them
+    for file in (tmp_path / "tiny" / "comparison").glob("*.json"):
+        file.unlink()
+    first = next(iter(tasks(name, plan)))
+    new = measure(first)
+    path.write_text(dumped(collect(name, plan, kept=path)))
+    kept = kept_ablations(name, plan, path)
+    assert (kept.current, kept.total) == (3, 14)
+    found = {(row.setting, row.seed, row.method): row for row in kept.groups["rivals"].rows}
+    assert [found[first.setting, first.seed, row.method] for row in new] == new
+    assert sum(row.seconds == -1.0 for row in found.values()) == 9
+
+
+def test_a_sweep_takes_what_is_kept(name, plan, pruned, tmp_path):  # noqa: F811
+    path = tmp_path / "kept.json"
+    rows = [row for task in tasks(name, plan) for row in measure(task)]
+    path.write_text(dumped(collect(name, plan)))
+    for file in (tmp_path / "tiny" / "comparison").glob("*.json"):
+        file.unlink()
+    before = len(pruned)
+    restore(name, plan, tmp_path / "nothing.json")
+    restore(name, plan, path)
+    assert [row for task in tasks(name, plan) for row in measure(task)] == rows
+    assert len(pruned) == before
 
 
 @pytest.mark.slow

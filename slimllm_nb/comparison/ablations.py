@@ -14,7 +14,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from slimllm_nb.comparison.kept import collect, dumped
+from slimllm_nb.comparison.kept import collect, dumped, restore
 from slimllm_nb.comparison.plan import PLAN, PlanError, Task, group_and_bench, load_plan, tasks
 from slimllm_nb.comparison.table import Row
 from slimllm_nb.files import write_text
@@ -83,6 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--plan", type=Path, default=PLAN, help="another file of groups")
     parser.add_argument("--groups", help="by comma (default: all)")
     parser.add_argument("--workers", type=int, help="processes at once (default: a core each; one on a GPU)")
+    parser.add_argument(
+        "--from-kept", action="store_true", help="do not measure what data/ablations keeps and today's code would make"
+    )
     options = parser.parse_args(arguments)
     start = time.perf_counter()
     try:
@@ -90,6 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
         groups = options.groups.split(",") if options.groups else None
         if unknown := set(groups or ()) - set(plan):
             raise PlanError(f"no group {', '.join(sorted(unknown))} in {options.plan}; allowed: {', '.join(plan)}")
+        if options.from_kept:
+            restore(options.profile, options.plan)
         workers = options.workers or ((os.cpu_count() or 1) if profile.device == "cpu" else 1)
         sweep(options.profile, options.plan, groups, workers)
     except ValueError as error:

@@ -134,7 +134,7 @@ class Bench:
             )
 
         # The same parts under another name are the same row.
-        row = self._kept(self.made_by(method, key, seed, share), measured)
+        row = self.keep(self.made_by(method, key, seed, share), measured)
         return row.model_copy(update={"method": method.name, "setting": key})
 
     def found(self, method: Method, key: str, seed: int, share: float | None) -> Row | None:
@@ -177,9 +177,9 @@ class Bench:
                 model_share=1.0,
             )
 
-        return self._kept(identity.digest(common=self._common, dense=True), measured)
+        return self.keep(identity.digest(common=self._common, dense=True), measured)
 
-    def _kept(self, made_by: str, measured: Callable[[], Row]) -> Row:
+    def keep(self, made_by: str, measured: Callable[[], Row]) -> Row:
         """The row of this digest: read, or measured and written."""
         path = self._path(made_by)
         if path.is_file():

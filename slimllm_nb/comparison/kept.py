@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from slimllm_nb.comparison.compare import Bench
 from slimllm_nb.comparison.identity import PACKAGES
 from slimllm_nb.comparison.plan import PLAN, Task, group_and_bench, load_plan, tasks
 from slimllm_nb.comparison.protocol import Protocol
@@ -15,12 +16,21 @@ from slimllm_nb.reproduce.differences import REFERENCE, kept_file
 from slimllm_nb.reproduce.profiles import load_profile
 
 
-def collect(profile: str, plan: Path = PLAN) -> dict:
-    """What was measured of the plan, as it is kept: groups with protocol, dense row and rows."""
-    found = {}
+def collect(profile: str, plan: Path = PLAN, kept: Path | None = None) -> dict:
+    """What was measured of the plan, as it is kept: groups with protocol, dense row and rows.
+
+    What is not measured yet is as it was kept before under the same protocol, so that a sweep that was stopped loses
+    nothing; those rows' digests tell them apart.
+    """
+    found, former = {}, kept_ablations(profile, plan, kept)
     for name in load_plan(plan):
         group, bench = group_and_bench(profile, plan, name)
-        rows = [row for task in tasks(profile, plan, [name]) for row in _known(task)]
+        before = former and former.groups.get(name)
+        old = before.rows if before and before.protocol == bench.protocol else []
+        rows = []
+        for task in tasks(profile, plan, [name]):
+            same_task = [row for row in old if (row.setting, row.seed) == (task.setting, task.seed)]
+            rows += _known(task) or [row for row in same_task if row.method in group.named_methods()]
         if rows:
             protocol = bench.protocol.model_dump(mode="json")
             found[name] = {
@@ -49,6 +59,16 @@ def _known(task: Task) -> list[Row]:
         share = row.decoder_share if share is None else share
         rows.append(row)
     return rows
+
+
+def restore(profile: str, plan: Path = PLAN, kept: Path | None = None) -> None:
+    """Put the kept rows where a sweep finds those that are measured already. Those that today's code would not make are
+    never asked for."""
+    found = kept_ablations(profile, plan, kept)
+    for group in found.groups.values() if found else ():
+        bench = Bench(load_profile(profile), group.protocol)
+        for row in (group.dense, *group.rows):
+            bench.keep(row.made_by, lambda row=row: row)
 
 
 def dumped(content: dict) -> str:

@@ -11,7 +11,7 @@ import re
 from importlib import metadata
 from pathlib import Path
 
-from slimllm_nb.files import write_text
+from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.reproduce.profiles import Profile
 from slimllm_nb.reproduce.verdicts import AGREES, DIFFERS, FAILS, HOLDS, KINDS, WIDTHS, Verdict, row
 
@@ -67,6 +67,7 @@ def write_page(executed: Path, page: Path, made_from: str = "") -> None:
     exporter = HTMLExporter(template_name="basic", filters={"markdown2html": markdown})
     body, _ = exporter.from_notebook_node(notebook)
     body = re.sub(r'href="([\w-]+)\.ipynb', r'href="\1.html', body)  # the notebooks' links to each other
+    body = body.replace('href="../', f'href="{ROOT.as_uri()}/')  # and to other files of the repository
     colours = HtmlFormatter().get_style_defs(".highlight")
     document = _document(executed.stem, f'<nav><a href="index.html">All notebooks</a></nav>\n{body}', colours)
     write_text(page, f"{document}<!-- {made_from} -->\n")

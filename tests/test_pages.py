@@ -1,0 +1,43 @@
+"""The report's pages, made of the committed notebooks: what is on them leads somewhere and is drawn."""
+
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import pytest
+
+from slimllm_nb.reproduce.pages import to_mathml, write_page
+from test_ground import NOTEBOOKS, ROOT
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    for name in NOTEBOOKS:
+        write_page(ROOT / "notebooks" / f"{name}.ipynb", folder / f"{name}.html")
+    (folder / "index.html").touch()
+    return folder
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_links_lead_to_files(name, report):
+    links = re.findall(r'href="([^"#]+)', (report / f"{name}.html").read_text(encoding="utf-8"))
+    for link in links:
+        where = urlparse(link)
+        if where.scheme not in ("http", "https"):
+            found = Path(unquote(where.path)) if where.scheme == "file" else report / unquote(link)
+            assert found.is_file(), link
+    assert len(links) >= len(NOTEBOOKS) - 1
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_no_formula_and_no_solution_is_left_as_source(name, report):
+    text = (report / f"{name}.html").read_text(encoding="utf-8")
+    prose = re.sub(r"<(pre|code|annotation)\b.*?</\1>", "", text, flags=re.DOTALL)
+    assert "$$" not in prose and "```" not in prose
+    assert text.count("<details>") == text.count("</details>")
+
+
+def test_a_formula_is_drawn():
+    assert "<msqrt>" in to_mathml(r"\sqrt{x}", "inline")
+    assert to_mathml(r"\begin{aligned} a &= b \end{aligned}", "block").startswith("<math")
