@@ -39,13 +39,24 @@ def test_a_7b_model_on_a_gpu(machine, tmp_path):
     ("given", "message"),
     [
         ({"disk": 10.0, "gpu": 80.0}, r"No space left on device: .* needs \d+\.\d GB in .*10.0 GB are free.*HF_HOME"),
-        ({"gpu": 24.0}, "needs 41 GB of GPU memory, and the GPU has 24 GB"),
-        ({"memory": 16.0}, "needs 41 GB of memory, and this machine has 16 GB"),
     ],
 )
 def test_too_small_a_machine_is_refused(given, message, machine, tmp_path):
     machine(**given)
     with pytest.raises(cost.CostError, match=message):
+        cost.announce(load_profile("llama-7b-20"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"gpu": 24.0}, "needs 41 GB of GPU memory, and the GPU has 24 GB"),
+        ({"memory": 16.0}, "needs 41 GB of memory, and this machine has 16 GB"),
+    ],
+)
+def test_a_model_for_one_layer_at_a_time_is_told(given, message, machine, tmp_path):
+    machine(**given)
+    with pytest.raises(cost.TooLargeError, match=message):
         cost.announce(load_profile("llama-7b-20"), tmp_path)
 
 

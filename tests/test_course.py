@@ -39,8 +39,8 @@ def tool(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def released(tool, tmp_path_factory):
-    out = tmp_path_factory.mktemp("course")
-    return {name: tool.release(path, out) for name, path in tool.sources().items()}
+    folders = tool.release(list(tool.sources().values()), tmp_path_factory.mktemp("course"))
+    return dict(zip(tool.sources(), folders, strict=True))
 
 
 @pytest.fixture

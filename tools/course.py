@@ -34,6 +34,13 @@ OUT = run_folder("course")
 TIMEOUT = 600  # seconds for one submission; the assignments take less than three minutes
 MARKER = "RESULT "
 
+# What a releasing process runs, with the masters' paths; the folder beside each takes what comes out.
+ASSIGN = """
+import sys
+from otter.assign import main
+for master in sys.argv[1:]:
+    main(master, master.removesuffix(".ipynb"), no_pdfs=True, no_run_tests=True)
+"""
 # What a grading process runs: otter's own grading without containers.
 GRADE = f"""
 import sys
@@ -58,21 +65,27 @@ def sources() -> dict[str, Path]:
     return {path.stem: path for path in sorted(SOURCES.glob(NAME))}
 
 
-def release(source: Path, out: Path) -> Path:
-    """Write one assignment's folders; returns the folder that holds them. Errors: CourseError with what otter says."""
-    folder = out / source.stem
+def release(chosen: list[Path], out: Path) -> list[Path]:
+    """Write these assignments' folders; returns the folders that hold them. One process for all: most of the time is
+    otter's own start. Errors: CourseError with what otter says."""
     with tempfile.TemporaryDirectory() as temporary:
-        master = Path(temporary, f"{source.stem}.ipynb")
-        jupytext.write(jupytext.read(source), master)
-        command = [sys.executable, "-m", "otter", "assign", master.name, "out", "--no-pdfs", "--no-run-tests"]
+        masters = [Path(temporary, f"{source.stem}.ipynb") for source in chosen]
+        for source, master in zip(chosen, masters, strict=True):
+            jupytext.write(jupytext.read(source), master)
+        command = [sys.executable, "-c", ASSIGN, *map(str, masters)]
         done = subprocess.run(command, cwd=temporary, capture_output=True, text=True)
         if done.returncode:
-            raise CourseError(f"{source.name}: otter assign failed:\n{done.stderr[-2000:]}")
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(Path(temporary, "out"), folder)
+            raise CourseError(f"otter assign failed:\n{done.stderr[-2000:]}")
+        return [_put(master.with_suffix(""), out / master.stem) for master in masters]
+
+
+def _put(made: Path, folder: Path) -> Path:
+    """What otter made of one assignment, in the place of what stood there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(made, folder)
     graded = folder / "autograder"
     (folder / "solution").mkdir()
-    (graded / f"{source.stem}.ipynb").replace(folder / "solution" / f"{source.stem}.ipynb")
+    (graded / f"{folder.name}.ipynb").replace(folder / "solution" / f"{folder.name}.ipynb")
     (zipped,) = graded.glob("*.zip")
     zipped.replace(graded / "autograder.zip")
     return folder
@@ -82,7 +95,7 @@ def autograder(name: str, out: Path) -> Path:
     """What an assignment is graded by; made anew where its source is younger."""
     zipped, source = out / name / "autograder" / "autograder.zip", sources()[name]
     if not zipped.is_file() or zipped.stat().st_mtime < source.stat().st_mtime:
-        release(source, out)
+        release([source], out)
     return zipped
 
 
@@ -165,8 +178,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         if options.what == "release":
-            for path in sources().values():
-                print(release(path, options.out))
+            print(*release(list(sources().values()), options.out), sep="\n")
             return 0
         if options.submissions is None or not options.submissions.is_dir():
             raise CourseError(f"SUBMISSIONS is {options.submissions}; allowed: a folder of notebooks")

@@ -1,6 +1,7 @@
-"""Pruning from disk to disk: a model that need not fit in memory, one decoder layer at a time."""
+"""From disk, one decoder layer at a time: pruning and perplexity of a model that need not fit in memory."""
 
+from slimllm_nb.disk.perplexity import checkpoint_perplexity
 from slimllm_nb.disk.stored import StoredModel
 from slimllm_nb.disk.streamed import prune_checkpoint
 
-__all__ = ["StoredModel", "prune_checkpoint"]
+__all__ = ["StoredModel", "checkpoint_perplexity", "prune_checkpoint"]

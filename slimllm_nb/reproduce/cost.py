@@ -31,6 +31,10 @@ class CostError(RuntimeError):
     """The machine has too little disk or memory for a run, or its model cannot be reached."""
 
 
+class TooLargeError(CostError):
+    """The notebooks' models do not fit into memory at once; one layer after the other may (by_layer.py)."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """In GB and hours; `device` is the memory of the accelerator, None where there is none."""
@@ -67,15 +71,12 @@ def announce(profile: Profile, folder: Path) -> str:
             )
     memory = psutil.virtual_memory().total / GB
     if memory < needed.memory:
-        raise CostError(
-            f"profile {profile.name} needs {needed.memory:.0f} GB of memory, and this machine has {memory:.0f} GB: "
-            "take a smaller model, or a GPU (device: cuda)"
+        raise TooLargeError(
+            f"profile {profile.name} needs {needed.memory:.0f} GB of memory, and this machine has {memory:.0f} GB"
         )
     if on_device and needed.device > on_device:
-        raise CostError(
-            f"profile {profile.name} needs {needed.device:.0f} GB of GPU memory, and the GPU has {on_device:.0f} GB: "
-            "take a larger one, a smaller dtype or a smaller model; to prune without the notebooks, "
-            "slimllm_nb.disk.prune_checkpoint needs memory for one layer alone"
+        raise TooLargeError(
+            f"profile {profile.name} needs {needed.device:.0f} GB of GPU memory, and the GPU has {on_device:.0f} GB"
         )
     return f"Profile {profile.name}: {needed}."
 

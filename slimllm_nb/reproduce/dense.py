@@ -14,7 +14,7 @@ from slimllm_nb.files import write_text
 from slimllm_nb.reproduce.clues import find_clues
 from slimllm_nb.reproduce.profiles import Profile, ProfileError, load_profile, run_folder
 from slimllm_nb.reproduce.published import NOTEBOOK
-from slimllm_nb.reproduce.verdicts import FAILS, judge
+from slimllm_nb.reproduce.verdicts import FAILS, Verdict, judge
 
 ALLOW = "ALLOW_DENSE_MISMATCH"
 
@@ -66,18 +66,28 @@ def measure(profile: Profile) -> dict:
         metrics |= {f"acc_dense_{row['task']}": row["accuracy"] for row in rows}
         metrics["acc_dense_average"] = sum(row["accuracy"] for row in rows) / len(rows)
         print(table.to_string(index=False), flush=True)
-    off = [one for one in judge(NOTEBOOK, metrics, profile) if "-dense-" in one.id and one.verdict == FAILS]
+    off = not_as_published(metrics, profile)
     clues = list(find_clues(profile, model, tokenizer, texts, metrics, off, others)) if off else []
     return {
         "profile": profile.name,
         "metrics": metrics,
         "zeroshot": rows,
-        "off": [f"{one.claim}: measured {one.measured}, published {one.paper} ({one.tolerance})" for one in off],
+        "off": [line(one) for one in off],
         "clues": clues,
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "seconds": round(time.perf_counter() - start),
     }
+
+
+def not_as_published(metrics: dict[str, float], profile: Profile) -> list[Verdict]:
+    """The published numbers of the dense model that these metrics miss."""
+    return [one for one in judge(NOTEBOOK, metrics, profile) if "-dense-" in one.id and one.verdict == FAILS]
+
+
+def line(missed: Verdict) -> str:
+    """What was measured beside what is published."""
+    return f"{missed.claim}: measured {missed.measured}, published {missed.paper} ({missed.tolerance})"
 
 
 def explain(content: dict, profile: Profile) -> str:

@@ -2,8 +2,9 @@
 
 A model of the hub or of one's own is first measured as it is (dense.py). Each notebook runs in a fresh kernel and
 leaves runs/<profile>/<notebook>.ipynb and results/<notebook>.json. What is up to date is not run again, so an
-interrupted run goes on where it stopped. Exit status: 0 when all ran and every claim that is expected to hold does; 1
-when not; 2 for settings that are refused; 130 when interrupted.
+interrupted run goes on where it stopped. Where memory is too small for the notebooks, or with --by-layer, the profile
+is pruned and measured one decoder layer at a time (by_layer.py). Exit status: 0 when all ran and every claim that is
+expected to hold does; 1 when not; 2 for settings that are refused; 130 when interrupted.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import yaml
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.reproduce import pages, stamps, verdicts
 from slimllm_nb.reproduce.claims import PaperError
-from slimllm_nb.reproduce.cost import CostError, announce
+from slimllm_nb.reproduce.cost import CostError, TooLargeError, announce
 from slimllm_nb.reproduce.dense import ALLOW, explain
 from slimllm_nb.reproduce.follow import followed
 from slimllm_nb.reproduce.profiles import Profile, ProfileError, is_path, load_profile, run_folder
@@ -57,8 +58,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     folder = run_folder(profile.name)
     try:
+        if options.by_layer:
+            return _by_layer(profile, folder)
         if not all(stamps.up_to_date(folder, name, digest) for name, digest in digests.items()):
-            print(announce(profile, folder), file=sys.stderr, flush=True)
+            try:
+                print(announce(profile, folder), file=sys.stderr, flush=True)
+            except TooLargeError as error:
+                print(f"{error}. Without the notebooks, one decoder layer at a time:", file=sys.stderr, flush=True)
+                return _by_layer(profile, folder)
         if profile.model != "embedded":
             _measure_dense(profile, chosen, folder)
         for number, (name, path) in enumerate(notebooks.items(), start=1):
@@ -81,6 +88,18 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def _by_layer(profile: Profile, folder: Path) -> int:
+    """Prune and measure without notebooks; 1 when an expected claim does not hold."""
+    from slimllm_nb.reproduce import by_layer
+    from slimllm_nb.sources import SourceError
+
+    try:
+        judged = by_layer.run(profile, folder)
+    except (SourceError, ValueError, OSError) as error:
+        raise RunError(str(error)) from error
+    return 1 if any(one.fails_run for one in judged) else 0
+
+
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m slimllm_nb.reproduce", description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -95,6 +114,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         default=[],
         metavar="NAME=VALUE",
         help="set a parameter of the notebooks that have it",
+    )
+    parser.add_argument(
+        "--by-layer", action="store_true", help="no notebooks: prune and measure with one decoder layer in memory"
     )
     parser.add_argument("--notebooks", type=Path, default=ROOT / "notebooks", metavar="FOLDER", help="what to run")
     return parser.parse_args(arguments)

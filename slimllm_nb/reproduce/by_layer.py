@@ -1,0 +1,105 @@
+"""A profile without its notebooks, for a model that is larger than the machine: python -m slimllm_nb.reproduce
+--by-layer, and by itself where the GPU is too small for the notebooks.
+
+The dense model's perplexities, every setting pruned by prune_checkpoint, the pruned ones' perplexities, and verdicts on
+the claims that these numbers answer; whatever the number of layers, one of them is in memory. What is there is not
+measured again. Zero-shot accuracy and speed need a whole model in memory: not run.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from slimllm_nb.files import write_text
+from slimllm_nb.reproduce.dense import ALLOW, line, not_as_published
+from slimllm_nb.reproduce.profiles import Profile, Setting
+from slimllm_nb.reproduce.published import NOTEBOOK
+from slimllm_nb.reproduce.stamps import code_digest
+from slimllm_nb.reproduce.verdicts import WIDTHS, Verdict, judge, text_table
+
+CODE = ("calibration", "disk", "evaluation.perplexity", "sources.models", "sources.texts")
+FILE = "by_layer.json"
+
+
+def run(profile: Profile, folder: Path) -> list[Verdict]:
+    """Measure what is not measured yet, write folder/by_layer.json, print and return the verdicts.
+
+    Errors: SourceError and ValueError for what cannot be had or pruned, and for a dense model that is not the published
+    one (see dense.py), unless ALLOW_DENSE_MISMATCH=1.
+    """
+    from slimllm_nb import evaluation, sources
+    from slimllm_nb.calibration import draw_samples
+    from slimllm_nb.disk import checkpoint_perplexity, prune_checkpoint
+    from slimllm_nb.sources.checkpoints import checkpoint_folder
+
+    tokenizer = sources.load_tokenizer(profile.model, **profile.tokenizing)
+    wanted, asked = profile.calibration, profile.evaluation
+    texts = sources.load_texts(wanted.corpus, "calibration", profile.texts)
+    input_ids = draw_samples(texts, tokenizer, wanted.num_samples, wanted.length, profile.seed)
+    blocks = {
+        corpus: evaluation.token_blocks(
+            sources.load_texts(corpus, "held-out", profile.texts), tokenizer, asked.block_length, asked.max_tokens
+        )
+        for corpus in asked.corpora
+    }
+    source = checkpoint_folder(profile.model, profile.revision)
+    place = {"dtype": _dtype(profile), "device": profile.device}
+
+    def perplexities(model: Path, key: str) -> dict[str, float]:
+        found = checkpoint_perplexity(model, blocks, **place)
+        shown = ", ".join(f"{value:.2f} on {corpus}" for corpus, value in found.items())
+        print(f"{key}: perplexity {shown}", flush=True)
+        return {f"ppl_{key}_{corpus}": value for corpus, value in found.items()}
+
+    def pruned(key: str, setting: Setting) -> dict[str, float]:
+        target = folder / setting.checkpoint
+        report = prune_checkpoint(source, target, input_ids, **setting.arguments, **place, base_model=profile.model)
+        print(f"{key} %: {target}\n{report}", flush=True)
+        left = {"decoder": report.decoder.share_left, "model": report.model.share_left}
+        return {
+            f"decoder_share_left_{key}_slimllm": left["decoder"],
+            **{f"{part}_share_removed_{key}": 1 - share for part, share in left.items()},
+            **perplexities(target, f"{key}_slimllm"),
+        }
+
+    known = _Known(folder / FILE, profile)
+    metrics = known.get("dense", lambda: perplexities(source, "dense"))
+    off = [line(one) for one in not_as_published(metrics, profile)]
+    if off and os.environ.get(ALLOW) != "1":
+        raise ValueError(
+            f"nothing was pruned: the dense model is not the one that the paper measured ({'; '.join(off)}); mend the "
+            f"profile, or set {ALLOW}=1 to go on all the same"
+        )
+    for key, setting in profile.settings.items():
+        metrics |= known.get(key, lambda key=key, setting=setting: pruned(key, setting))
+    verdicts = [one for one in judge(NOTEBOOK, metrics, profile) if one.left is not None]
+    print(f"\n{text_table(verdicts, list(WIDTHS))}\n\nWritten: {folder / FILE}", flush=True)
+    return verdicts
+
+
+def _dtype(profile: Profile):
+    import torch
+
+    return profile.dtype if profile.dtype == "auto" else getattr(torch, profile.dtype)
+
+
+class _Known:
+    """Metrics by setting, in a file that is written as soon as some are there, and begun anew when code or profile are
+    other ones."""
+
+    def __init__(self, path: Path, profile: Profile):
+        made_from = json.dumps([code_digest(CODE), profile.model_dump(mode="json")], sort_keys=True)
+        self.path, self.content = path, {"made_from": hashlib.sha256(made_from.encode()).hexdigest(), "metrics": {}}
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["made_from"] == self.content["made_from"]:
+                self.content = found
+
+    def get(self, key: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        known = self.content["metrics"]
+        if key not in known:
+            known[key] = measure()
+            write_text(self.path, json.dumps(self.content, indent=1) + "\n")
+        return dict(known[key])

@@ -1,0 +1,129 @@
+"""A profile without notebooks, one decoder layer at a time: the same numbers as with whole models in memory."""
+
+import json
+
+import pytest
+import torch
+
+from conftest import make_small_model
+from slimllm_nb import calibration, evaluation, sources
+from slimllm_nb.disk import checkpoint_perplexity, perplexity
+from slimllm_nb.pruning import prune
+from slimllm_nb.reproduce import by_layer, cost, judge, load_profile, runner
+from slimllm_nb.reproduce.published import NOTEBOOK
+from slimllm_nb.sources import SourceError
+from slimllm_nb.sources.checkpoints import checkpoint_folder
+from test_comparison import folder, profile  # noqa: F401  fixtures
+
+
+@pytest.fixture
+def blocks(generator):
+    return {"one": torch.randint(0, 101, (7, 12), generator=generator), "two": torch.randint(0, 101, (2, 12))}
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize("waiting", [1 << 30, 1])
+def test_perplexity_layer_by_layer(pruned, waiting, blocks, tmp_path, monkeypatch):
+    monkeypatch.setattr(perplexity, "HIDDEN_BYTES", waiting)  # a byte: three blocks at a time, then from disk again
+    model = make_small_model(2)
+    if pruned:
+        model, _ = prune(model, blocks["one"], pruning_ratio=0.4, pruned_layers=3, alpha=1.0, progress=False)
+    model.save_pretrained(tmp_path)
+    found = checkpoint_perplexity(tmp_path, blocks, batch_size=3, progress=False)
+    for corpus, ids in blocks.items():
+        assert found[corpus] == pytest.approx(evaluation.perplexity(model, ids, progress=False), rel=1e-6)
+
+
+def test_what_cannot_be_measured_is_refused(blocks, tmp_path):
+    model = make_small_model(2)
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = torch.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="mean negative log-likelihood on one is nan"):
+        checkpoint_perplexity(tmp_path, blocks, progress=False)
+    too_long = torch.zeros(1, model.config.max_position_embeddings + 1, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"a block of long has .* tokens"):
+        checkpoint_perplexity(tmp_path, {"long": too_long}, progress=False)
+    with pytest.raises(SourceError, match=r"has no config.json"):
+        checkpoint_perplexity(tmp_path / "nowhere", blocks, progress=False)
+
+
+def in_memory(profile) -> dict[str, float]:  # noqa: F811
+    """What by_layer.py measures, with whole models."""
+    model, tokenizer = sources.load_model(profile.model), sources.load_tokenizer(profile.model)
+    wanted, asked = profile.calibration, profile.evaluation
+    texts = sources.load_texts(wanted.corpus, "calibration", profile.texts)
+    input_ids = calibration.draw_samples(texts, tokenizer, wanted.num_samples, wanted.length, profile.seed)
+    found = {}
+    models = {"dense": model}
+    for key, setting in profile.settings.items():
+        models[f"{key}_slimllm"], report = prune(model, input_ids, **setting.arguments, progress=False)
+        found[f"decoder_share_left_{key}_slimllm"] = report.decoder.share_left
+        found[f"decoder_share_removed_{key}"] = 1 - report.decoder.share_left
+        found[f"model_share_removed_{key}"] = 1 - report.model.share_left
+    for corpus in asked.corpora:
+        held_out = sources.load_texts(corpus, "held-out", profile.texts)
+        blocks = evaluation.token_blocks(held_out, tokenizer, asked.block_length, asked.max_tokens)
+        for name, one in models.items():
+            found[f"ppl_{name}_{corpus}"] = evaluation.perplexity(one, blocks, progress=False)
+    return found
+
+
+def test_the_command(profile, folder, tmp_path, capsys, monkeypatch):  # noqa: F811
+    """All numbers as in memory; what is there is not measured again; a checkpoint that loads."""
+    command = ["--profile", str(folder / "tiny.yaml"), "--by-layer"]
+    assert runner.main(command) == 0
+    out = capsys.readouterr().out
+    content = json.loads((tmp_path / "tiny" / by_layer.FILE).read_text())
+    assert list(content["metrics"]) == ["dense", "20", "50"]
+    measured = {name: value for one in content["metrics"].values() for name, value in one.items()}
+    expected = in_memory(profile)
+    assert measured.keys() == expected.keys()
+    for name, value in expected.items():
+        assert measured[name] == pytest.approx(value, rel=1e-6), name
+    assert "verdict" in out and "50_slimllm: perplexity" in out
+    dense, loaded = (
+        evaluation.count_parameters(sources.load_model(str(one)))["decoder"]
+        for one in (profile.model, tmp_path / "tiny" / "model-50")
+    )
+    assert loaded / dense == pytest.approx(measured["decoder_share_left_50_slimllm"])
+
+    config = tmp_path / "tiny" / "model" / "config.json"
+    content["metrics"].pop("50")
+    (tmp_path / "tiny" / by_layer.FILE).write_text(json.dumps(content))
+    before = config.stat().st_mtime_ns
+    assert runner.main(command) == 0
+    assert config.stat().st_mtime_ns == before
+    assert "20 %:" not in (out := capsys.readouterr().out) and "50 %:" in out
+
+
+def test_another_dense_model_than_the_published_one_is_not_pruned(profile, folder, tmp_path, capsys, monkeypatch):  # noqa: F811
+    missed = judge(NOTEBOOK, {}, load_profile("llama-7b-20"))[:1]
+    monkeypatch.setattr(by_layer, "not_as_published", lambda metrics, profile: missed)
+    command = ["--profile", str(folder / "tiny.yaml"), "--by-layer"]
+    assert runner.main(command) == 1
+    assert "nothing was pruned: the dense model is not the one that the paper measured" in capsys.readouterr().err
+    assert not (tmp_path / "tiny" / "model").exists()
+    monkeypatch.setenv("ALLOW_DENSE_MISMATCH", "1")
+    assert runner.main(command) == 0
+
+
+def test_a_machine_that_is_too_small_goes_layer_by_layer(profile, folder, tmp_path, capsys, monkeypatch):  # noqa: F811
+    def too_large(*_):
+        raise cost.TooLargeError("profile tiny needs 41 GB of GPU memory, and the GPU has 24 GB")
+
+    monkeypatch.setattr(runner, "announce", too_large)
+    monkeypatch.setattr(by_layer, "run", lambda profile, folder: [])
+    assert runner.main(["--profile", str(folder / "tiny.yaml")]) == 0
+    assert "and the GPU has 24 GB. Without the notebooks, one decoder layer at a time:" in capsys.readouterr().err
+
+
+def test_the_folder_of_a_checkpoint(tmp_path, monkeypatch):
+    assert checkpoint_folder(str(tmp_path)) == tmp_path
+    assert (checkpoint_folder() / "config.json").is_file()
+    (tmp_path / "models" / "owner" / "name").mkdir(parents=True)
+    monkeypatch.setenv("SLIMLLM_NB_HUB", str(tmp_path))
+    assert checkpoint_folder("owner/name") == tmp_path / "models" / "owner" / "name"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SourceError, match="cannot load the model 'owner/other'"):
+        checkpoint_folder("owner/other")
