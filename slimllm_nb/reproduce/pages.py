@@ -54,6 +54,10 @@ def write_page(executed: Path, page: Path, made_from: str = "") -> None:
         def block_math(self, body: str) -> str:
             return to_mathml(body, "block")
 
+        def block_html(self, html: str) -> str:
+            # What is folded is HTML, in which the parser looks for no formulas.
+            return super().block_html(re.sub(r"\$([^$\n]+)\$", lambda found: to_mathml(found[1], "inline"), html))
+
         def latex_environment(self, name: str, body: str) -> str:
             return to_mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
 
