@@ -34,40 +34,47 @@ def remove_groups(
     num_pruned: int,
     rounds: int,
 ) -> Int[Tensor, "kept"]:
-    """The groups of `size` neighbouring columns to keep, sorted, after `num_pruned` went in `rounds` rounds."""
+    """The groups of `size` neighbouring columns to keep, sorted, after `num_pruned` went in `rounds` rounds.
+
+    What removals change of the inverse is kept as products left @ right, and of the inverse itself only the groups' own
+    blocks are brought up to date: a round then writes a few columns, not the whole matrix.
+    """
     weight = weight.to(covariance).clone()
-    damping = (DAMPING * covariance.diagonal().mean()).clamp_min(torch.finfo(covariance.dtype).tiny)
-    identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance + damping * identity))
-    count = len(covariance) // size
-    alive = torch.ones(count, dtype=torch.bool, device=weight.device)
+    damped = covariance.clone()
+    damped.diagonal().add_((DAMPING * covariance.diagonal().mean()).clamp_min(torch.finfo(covariance.dtype).tiny))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    blocks = _own_blocks(inverse, size).clone()
+    left, right = inverse.new_empty(len(inverse), 0), inverse.new_empty(0, len(inverse))
+    alive = torch.ones(len(blocks), dtype=torch.bool, device=weight.device)
     for this_round in range(rounds):
         # As many in every round as whole groups allow, num_pruned in all.
         number = num_pruned * (this_round + 1) // rounds - num_pruned * this_round // rounds
         if number == 0:
             continue
-        costs = _costs(inverse, weight, size).masked_fill(~alive, torch.inf)
-        going = costs.argsort(stable=True)[:number]
+        going = _costs(blocks, weight).masked_fill(~alive, torch.inf).argsort(stable=True)[:number]
         alive[going] = False
         columns = head_columns(going, size)
-        # inverse[:, columns] (inverse[columns, columns])^-1: how the others make up for these columns
-        shares = torch.linalg.solve(inverse[columns][:, columns], inverse[columns]).T
+        rows = inverse[columns] - left[columns] @ right  # of the inverse as it stands
+        # rows' (rows[:, columns])^-1: how the others make up for these columns
+        shares = torch.linalg.solve(rows[:, columns], rows).T
         weight -= weight[:, columns] @ shares.T
-        inverse -= shares @ inverse[columns]
-        # What is gone must not come back by rounding.
-        weight[:, columns] = 0
-        inverse[columns], inverse[:, columns] = 0, 0
-        inverse[columns, columns] = 1
+        weight[:, columns] = 0  # what is gone must not come back by rounding
+        left, right = torch.cat([left, shares], 1), torch.cat([right, rows])
+        blocks -= shares.unflatten(0, (-1, size)) @ rows.T.unflatten(0, (-1, size)).mT
+        blocks[going] = torch.eye(size, dtype=blocks.dtype, device=blocks.device)
     return alive.nonzero().flatten()
 
 
-def _costs(
-    inverse: Float[Tensor, "width width"], weight: Float[Tensor, "hidden width"], size: int
-) -> Float[Tensor, "groups"]:
+def _own_blocks(matrix: Float[Tensor, "width width"], size: int) -> Float[Tensor, "groups size size"]:
+    """The blocks on the diagonal."""
+    return matrix.unflatten(0, (-1, size)).unflatten(2, (-1, size)).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+
+
+def _costs(blocks: Float[Tensor, "groups size size"], weight: Float[Tensor, "hidden width"]) -> Float[Tensor, "groups"]:
     """tr(W_g (H^-1_gg)^-1 W_g') / 2 for every group."""
+    size = blocks.shape[-1]
     if size == 1:
-        return weight.square().sum(0) / inverse.diagonal() / 2
-    blocks = inverse.unflatten(0, (-1, size)).unflatten(2, (-1, size)).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        return weight.square().sum(0) / blocks.flatten() / 2
     grouped = weight.unflatten(1, (-1, size)).permute(1, 2, 0)  # (groups, size, hidden)
     return (grouped * torch.linalg.solve(blocks, grouped)).sum((1, 2)) / 2
 
