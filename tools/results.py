@@ -64,9 +64,9 @@ def bench_table(bench: dict) -> str:
         shown = ", ".join(f"{number}: {value:.2f}" for number, value in seconds.items())
         peak = growth["peak_beyond_hidden_states"]["512"] / 2**20
         rows += [
-            ("seconds per sample, by the number of samples", shown, "the same"),
+            ("seconds per sample in some layers, by the number of samples", shown, "the same"),
             (
-                f"peak memory beside model and hidden states ({peak:.0f} MiB), 512 samples against 32",
+                f"peak memory beside model and hidden states, kept twice ({peak:.0f} MiB), 512 samples against 32",
                 f"{100 * growth['peak_growth_32_to_512']:+.0f} %",
                 "10 % at most",
             ),

@@ -41,6 +41,7 @@ class Walker:
         for index in progress_bar(range(start, layers), **options):
             value, tensors = self._within_memory(step, self.stored.layer(index), hidden, index)
             self.work.finish(name, index, hidden, value, tensors)
+            del value, tensors  # before the next layer is read
 
     def _within_memory(self, step: Step, layer: nn.Module, hidden: Tensor, index: int):
         before = hidden.clone()  # a step that fails leaves half of it overwritten

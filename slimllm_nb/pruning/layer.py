@@ -1,7 +1,7 @@
 """One decoder layer through a method: heads, recovery, channels, recovery (paper sections 4.1 to 4.3)."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -170,14 +170,17 @@ class LayerPruner:
         def compute(batch: Tensor) -> Tensor:
             return calibration.head_inputs(layer, batch, context(batch)).flatten(1)
 
-        inputs = [compute(batch) for batch in batches]  # as much as the hidden states: always kept
+        # As much as the hidden states, so always kept; in one piece, because many that come and go leave holes.
+        inputs = weight.new_empty(_tokens(batches), weight.shape[1]).split([_tokens([one]) for one in batches])
+        for batch, into in zip(batches, inputs, strict=True):
+            into.copy_(compute(batch))
 
         def rows() -> Iterator[Rows]:
             for samples, x in zip(_numbered(batches), inputs, strict=True):
                 yield Rows(x, samples, lambda x=x: functional.linear(x, weight))
 
         where, known = f"decoder layer {index}, attention", self._known(HeadQuantities, index)
-        return HeadQuantities(layer, rows, needed(parts), where, **known)
+        return HeadQuantities(layer, rows, needed(parts), where, _tokens(batches), **known)
 
     def _channel_quantities(
         self, layer: nn.Module, batches: tuple[Tensor, ...], context: Context, index: int, parts: list[Part]
@@ -192,8 +195,9 @@ class LayerPruner:
 
         # What is not kept is computed again for every iteration over the batches.
         stored: list[tuple[Tensor, Tensor]] = []
-        tokens = sum(batch.shape[:-1].numel() for batch in batches)
-        if tokens * sum(weight.shape) * weight.element_size() <= activation_budget(layer, self.activation_bytes):
+        if _tokens(batches) * sum(weight.shape) * weight.element_size() <= activation_budget(
+            layer, self.activation_bytes
+        ):
             stored = [(a := activations(batch), functional.linear(a, weight)) for batch in batches]
 
         def rows() -> Iterator[Rows]:
@@ -206,7 +210,7 @@ class LayerPruner:
                     yield Rows(a, samples, lambda a=a: functional.linear(a, weight), False, lambda b=batch: inputs(b))
 
         where, known = f"decoder layer {index}, MLP", self._known(ChannelQuantities, index)
-        return ChannelQuantities(layer, rows, needed(parts), where, **known)
+        return ChannelQuantities(layer, rows, needed(parts), where, _tokens(batches), **known)
 
 
 def activation_budget(layer: nn.Module, wanted: int | None) -> int:
@@ -223,6 +227,11 @@ def _affine(weight: Tensor, scale: Tensor | None, shift: Tensor | None) -> tuple
     if weight.dtype not in (torch.float32, torch.float64):
         return None
     return tuple(None if one is None else one.to(weight.dtype) for one in (scale, shift))
+
+
+def _tokens(batches: Iterable[Tensor]) -> int:
+    """How many tokens they hold."""
+    return sum(batch.shape[:-1].numel() for batch in batches)
 
 
 def _numbered(batches: tuple[Tensor, ...]) -> Iterator[range]:

@@ -34,6 +34,12 @@ class Rows:
     has_outputs: bool = False  # whether that is there already
     mlp_inputs: Callable[[], Tensor] | None = None
 
+    @property
+    def tokens(self) -> slice:
+        """Where its rows stand among those of all batches."""
+        length = len(self.inputs) // len(self.index)
+        return slice(self.index.start * length, self.index.stop * length)
+
     def of_samples(self, chosen: Tensor) -> Tensor:
         """The inputs of some of the samples; chosen: (samples,), whether."""
         return self.inputs.unflatten(0, (len(self.index), -1))[chosen.to(self.inputs.device)].flatten(0, 1)
@@ -97,20 +103,26 @@ class Quantities:
     """The quantities of one half by name, each computed when it is first asked for.
 
     rows: starts an iteration over the batches, as often as asked. wanted: all names that will be asked for, so that one
-    iteration gathers them together. where: for errors.
+    iteration gathers them together. where: for errors. tokens: of all batches.
     """
 
     half: str  # the half's name in a decoder layer
     weights: Mapping[str, str]  # quantity (without "_weight") -> projection; "output" is where the half ends
 
     def __init__(
-        self, layer: nn.Module, rows: Callable[[], Iterator[Rows]], wanted: Collection[str], where: str, **known
+        self,
+        layer: nn.Module,
+        rows: Callable[[], Iterator[Rows]],
+        wanted: Collection[str],
+        where: str,
+        tokens: int,
+        **known,
     ):
         self.rows, self.where = rows, where
         self.module = layer.get_submodule(self.half)
         self.projection = self.module.get_submodule(self.weights["output"])
         self._wanted = set(wanted)
-        self._kept_outputs: dict[int, Tensor] = {}
+        self._tokens, self._kept_outputs = tokens, None
         self.known = {**self._constants(layer), **known}
         for name, projection in self.weights.items():
             self.known[f"{name}_weight"] = self.module.get_submodule(projection).weight
@@ -189,10 +201,11 @@ class Quantities:
     def _moments(self) -> regression.Moments:
         """Moments of the kept columns' output and the full one. The kept outputs stay in memory: as much as the hidden
         states once more."""
-        seen = RunningMoments()
+        seen, weight = RunningMoments(), self.known["output_weight"]
+        self._kept_outputs = weight.new_empty(self._tokens, weight.shape[0])
         for batch in self.rows():
             kept_output, full = self._kept_and_full(batch)
-            self._kept_outputs[batch.index.start] = kept_output
+            self._kept_outputs[batch.tokens] = kept_output
             for some, of_full in in_chunks(kept_output, full):
                 seen.update(regression.moments(some, of_full), len(some))
         return seen.moments
@@ -220,8 +233,8 @@ class Quantities:
 
     def kept_output(self, batch: Rows) -> Tensor:
         """What the kept columns give, without a bias."""
-        if batch.index.start in self._kept_outputs:
-            return self._kept_outputs[batch.index.start]
+        if self._kept_outputs is not None:
+            return self._kept_outputs[batch.tokens]
         if len(self._gone) == 0:
             return batch.outputs()
         return self._through(batch, "kept")
