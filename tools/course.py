@@ -39,6 +39,7 @@ ASSIGN = """
 import sys
 from otter.assign import main
 for master in sys.argv[1:]:
+    print(master, flush=True)
     main(master, master.removesuffix(".ipynb"), no_pdfs=True, no_run_tests=True)
 """
 # What a grading process runs: otter's own grading without containers.
@@ -75,7 +76,8 @@ def release(chosen: list[Path], out: Path) -> list[Path]:
         command = [sys.executable, "-c", ASSIGN, *map(str, masters)]
         done = subprocess.run(command, cwd=temporary, capture_output=True, text=True)
         if done.returncode:
-            raise CourseError(f"otter assign failed:\n{done.stderr[-2000:]}")
+            begun = [master.stem for master in masters if str(master) in done.stdout.splitlines()]
+            raise CourseError(f"{(begun or ['otter'])[-1]}: otter assign failed:\n{done.stderr[-2000:]}")
         return [_put(master.with_suffix(""), out / master.stem) for master in masters]
 
 

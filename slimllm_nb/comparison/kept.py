@@ -25,18 +25,24 @@ def collect(profile: str, plan: Path = PLAN, kept: Path | None = None) -> dict:
     found, former = {}, kept_ablations(profile, plan, kept)
     for name in load_plan(plan):
         group, bench = group_and_bench(profile, plan, name)
-        before = former and former.groups.get(name)
-        old = before.rows if before and before.protocol == bench.protocol else []
-        rows = []
+        before, methods = former and former.groups.get(name), group.named_methods()
+        if before and before.protocol != bench.protocol:
+            before = None
+        rows, measured = [], False
         for task in tasks(profile, plan, [name]):
-            same_task = [row for row in old if (row.setting, row.seed) == (task.setting, task.seed)]
-            rows += _known(task) or [row for row in same_task if row.method in group.named_methods()]
+            known = _known(task)
+            measured |= bool(known)
+            rows += known or [
+                row
+                for row in (before.rows if before else [])
+                if (row.setting, row.seed) == (task.setting, task.seed) and row.method in methods
+            ]
         if rows:
             protocol = bench.protocol.model_dump(mode="json")
             found[name] = {
                 "question": group.question,
                 "protocol": protocol,
-                "dense": bench.dense().model_dump(),
+                "dense": (bench.dense() if measured else before.dense).model_dump(),
                 "rows": [row.model_dump() for row in rows],
             }
     return {

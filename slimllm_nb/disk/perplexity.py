@@ -1,6 +1,5 @@
 """Perplexity of a checkpoint that need not fit in memory, one decoder layer at a time."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from slimllm_nb import calibration
 from slimllm_nb.disk.stored import StoredModel
+from slimllm_nb.evaluation.perplexity import negative_log_likelihood, of_sum
 from slimllm_nb.llama import require_length
 from slimllm_nb.progress import bar as progress_bar
 from slimllm_nb.sources.models import find_device
@@ -36,19 +36,15 @@ def checkpoint_perplexity(
     stored = StoredModel(folder, dtype, find_device(device))
     for corpus, ids in blocks.items():
         require_length(stored.skeleton, ids.shape[1], f"a block of {corpus}")
-    config = stored.skeleton.config
     head = [module.to(stored.device) for module in (stored.skeleton.model.norm, stored.skeleton.lm_head)]
-    found, size = {}, torch.empty(0, dtype=stored.dtype).element_size() * config.hidden_size
+    found, token_bytes = {}, stored.dtype.itemsize * stored.skeleton.config.hidden_size
     for corpus, ids in blocks.items():
-        some = max(batch_size, HIDDEN_BYTES // (size * ids.shape[1]))
+        some = max(batch_size, HIDDEN_BYTES // (token_bytes * ids.shape[1]))
         total = sum(
             _negative_log_likelihood(stored, head, part, batch_size, f"{corpus}, layer", progress)
             for part in ids.split(some)
         )
-        mean = total / ids[:, 1:].numel()
-        if not math.isfinite(mean):
-            raise ValueError(f"{folder}: the mean negative log-likelihood on {corpus} is {mean}: check the weights")
-        found[corpus] = math.exp(mean)
+        found[corpus] = of_sum(total, ids, f"{folder}: the mean negative log-likelihood on {corpus}")
     return found
 
 
@@ -72,7 +68,5 @@ def _negative_log_likelihood(
     norm, output = head
     total = 0.0
     for batch, asked in zip(hidden.split(batch_size), ids.split(batch_size), strict=True):
-        logits = output(norm(batch.to(stored.device)))[:, :-1].float()
-        target = asked[:, 1:].flatten().to(logits.device)
-        total += nn.functional.cross_entropy(logits.flatten(0, 1), target, reduction="sum").item()
+        total += negative_log_likelihood(output(norm(batch.to(stored.device))), asked.to(stored.device))
     return total

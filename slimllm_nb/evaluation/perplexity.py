@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -52,9 +52,22 @@ def perplexity(
     batches = blocks.split(batch_size)
     for batch in bar(batches, desc="perplexity", progress=progress):
         batch = batch.to(model.device)
-        logits = model(batch, use_cache=False).logits[:, :-1].float()
-        total += nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").item()
+        total += negative_log_likelihood(model(batch, use_cache=False).logits, batch)
+    return of_sum(total, blocks, "the model's mean negative log-likelihood")
+
+
+def negative_log_likelihood(
+    logits: Float[Tensor, "blocks block_length vocabulary"], blocks: Int[Tensor, "blocks block_length"]
+) -> float:
+    """Of tokens 2 to the last of every block, summed; in float32."""
+    predicted = logits[:, :-1].float().flatten(0, 1)
+    return nn.functional.cross_entropy(predicted, blocks[:, 1:].flatten(), reduction="sum").item()
+
+
+def of_sum(total: float, blocks: Int[Tensor, "blocks block_length"], what: str) -> float:
+    """exp of the mean over these blocks' scored tokens. Errors: ValueError, which begins with `what`, when it is not
+    finite."""
     mean = total / blocks[:, 1:].numel()
     if not math.isfinite(mean):
-        raise ValueError(f"the model's mean negative log-likelihood is {mean}: its weights or logits are not finite")
+        raise ValueError(f"{what} is {mean}: its weights or logits are not finite")
     return math.exp(mean)

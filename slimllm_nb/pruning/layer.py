@@ -1,7 +1,7 @@
 """One decoder layer through a method: heads, recovery, channels, recovery (paper sections 4.1 to 4.3)."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -171,7 +171,8 @@ class LayerPruner:
             return calibration.head_inputs(layer, batch, context(batch)).flatten(1)
 
         # As much as the hidden states, so always kept; in one piece, because many that come and go leave holes.
-        inputs = weight.new_empty(_tokens(batches), weight.shape[1]).split([_tokens([one]) for one in batches])
+        tokens = _tokens(batches)
+        inputs = weight.new_empty(tokens, weight.shape[1]).split(_tokens(batches[:1]))
         for batch, into in zip(batches, inputs, strict=True):
             into.copy_(compute(batch))
 
@@ -180,7 +181,7 @@ class LayerPruner:
                 yield Rows(x, samples, lambda x=x: functional.linear(x, weight))
 
         where, known = f"decoder layer {index}, attention", self._known(HeadQuantities, index)
-        return HeadQuantities(layer, rows, needed(parts), where, _tokens(batches), **known)
+        return HeadQuantities(layer, rows, needed(parts), where, tokens, **known)
 
     def _channel_quantities(
         self, layer: nn.Module, batches: tuple[Tensor, ...], context: Context, index: int, parts: list[Part]
@@ -195,9 +196,8 @@ class LayerPruner:
 
         # What is not kept is computed again for every iteration over the batches.
         stored: list[tuple[Tensor, Tensor]] = []
-        if _tokens(batches) * sum(weight.shape) * weight.element_size() <= activation_budget(
-            layer, self.activation_bytes
-        ):
+        tokens = _tokens(batches)
+        if tokens * sum(weight.shape) * weight.element_size() <= activation_budget(layer, self.activation_bytes):
             stored = [(a := activations(batch), functional.linear(a, weight)) for batch in batches]
 
         def rows() -> Iterator[Rows]:
@@ -210,7 +210,7 @@ class LayerPruner:
                     yield Rows(a, samples, lambda a=a: functional.linear(a, weight), False, lambda b=batch: inputs(b))
 
         where, known = f"decoder layer {index}, MLP", self._known(ChannelQuantities, index)
-        return ChannelQuantities(layer, rows, needed(parts), where, _tokens(batches), **known)
+        return ChannelQuantities(layer, rows, needed(parts), where, tokens, **known)
 
 
 def activation_budget(layer: nn.Module, wanted: int | None) -> int:
@@ -229,7 +229,7 @@ def _affine(weight: Tensor, scale: Tensor | None, shift: Tensor | None) -> tuple
     return tuple(None if one is None else one.to(weight.dtype) for one in (scale, shift))
 
 
-def _tokens(batches: Iterable[Tensor]) -> int:
+def _tokens(batches: tuple[Tensor, ...]) -> int:
     """How many tokens they hold."""
     return sum(batch.shape[:-1].numel() for batch in batches)
 
