@@ -7,7 +7,7 @@ import torch
 
 from conftest import make_small_model
 from slimllm_nb import calibration, evaluation, sources
-from slimllm_nb.disk import checkpoint_perplexity, perplexity
+from slimllm_nb.disk import checkpoint_perplexity, perplexity, walk
 from slimllm_nb.pruning import prune
 from slimllm_nb.reproduce import by_layer, cost, judge, load_profile, runner
 from slimllm_nb.reproduce.published import NOTEBOOK
@@ -30,6 +30,14 @@ def test_perplexity_layer_by_layer(pruned, waiting, blocks, tmp_path, monkeypatc
         model, _ = prune(model, blocks["one"], pruning_ratio=0.4, pruned_layers=3, alpha=1.0, progress=False)
     model.save_pretrained(tmp_path)
     found = checkpoint_perplexity(tmp_path, blocks, batch_size=3, progress=False)
+    for corpus, ids in blocks.items():
+        assert found[corpus] == pytest.approx(evaluation.perplexity(model, ids, progress=False), rel=1e-6)
+
+
+def test_perplexity_in_float32_of_tied_half_precision(blocks, tmp_path):
+    make_small_model(2, tie_word_embeddings=True).to(torch.bfloat16).save_pretrained(tmp_path)
+    found = checkpoint_perplexity(tmp_path, blocks, dtype=torch.float32, progress=False)
+    model = sources.load_model(str(tmp_path), dtype=torch.float32)
     for corpus, ids in blocks.items():
         assert found[corpus] == pytest.approx(evaluation.perplexity(model, ids, progress=False), rel=1e-6)
 
@@ -70,10 +78,19 @@ def in_memory(profile) -> dict[str, float]:  # noqa: F811
 
 
 def test_the_command(profile, folder, tmp_path, capsys, monkeypatch):  # noqa: F811
-    """All numbers as in memory; what is there is not measured again; a checkpoint that loads."""
+    """All numbers as in memory; what is there is not measured again, nor the dense layers' similarities; a checkpoint
+    that loads."""
+    walks, real = [], walk.Walker.__call__
+
+    def noted(walker, name, step):
+        walks.append(name)
+        real(walker, name, step)
+
+    monkeypatch.setattr(walk.Walker, "__call__", noted)
     command = ["--profile", str(folder / "tiny.yaml"), "--by-layer"]
     assert runner.main(command) == 0
     out = capsys.readouterr().out
+    assert walks == ["similarity", "pruning", "pruning"]
     content = json.loads((tmp_path / "tiny" / by_layer.FILE).read_text())
     assert list(content["metrics"]) == ["dense", "20", "50"]
     measured = {name: value for one in content["metrics"].values() for name, value in one.items()}
@@ -95,6 +112,7 @@ def test_the_command(profile, folder, tmp_path, capsys, monkeypatch):  # noqa: F
     assert runner.main(command) == 0
     assert config.stat().st_mtime_ns == before
     assert "20 %:" not in (out := capsys.readouterr().out) and "50 %:" in out
+    assert walks[3:] == ["pruning"]
 
 
 def test_another_dense_model_than_the_published_one_is_not_pruned(profile, folder, tmp_path, capsys, monkeypatch):  # noqa: F811

@@ -85,6 +85,19 @@ def test_half_precision_stays_and_float32_can_be_asked_for(input_ids, save, tmp_
         assert load_model(str(tmp_path / "out"), dtype="auto").dtype == name
 
 
+def test_what_is_outside_the_layers_stays_as_it_is_on_disk_until_it_is_asked_for(input_ids, save):
+    model = make_small_model(2).to(torch.bfloat16)
+    stored = StoredModel(save(model), torch.float32)
+    outside = [stored.skeleton.model.embed_tokens, stored.skeleton.model.norm, stored.skeleton.lm_head]
+    assert {one.weight.dtype for one in outside} == {torch.bfloat16}
+    embedded = stored.embed(input_ids)
+    assert embedded.dtype == torch.float32
+    assert torch.equal(embedded, model.model.embed_tokens(input_ids).float())
+    stored.convert()
+    assert {one.weight.dtype for one in outside} == {torch.float32}
+    assert stored.layer(0).mlp.up_proj.weight.dtype == torch.float32
+
+
 def test_what_is_pruned_can_be_pruned_again(input_ids, save, tmp_path):
     model = make_small_model(4)
     prune_checkpoint(save(model), tmp_path / "once", input_ids, **RATIO, **QUIET)

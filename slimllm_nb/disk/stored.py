@@ -18,7 +18,8 @@ from slimllm_nb.sources.models import require_llama_config
 
 class StoredModel:
     """A LLaMA in a folder with safetensors. `skeleton` is the model without its decoder layers' weights (they are on
-    the meta device: shapes alone); embedding, last norm and head are memory-mapped, `layer(index)` reads one layer.
+    the meta device: shapes alone); embedding, last norm and head are memory-mapped, in the files' dtype until convert();
+    `layer(index)` reads one layer.
 
     dtype: of the weights as they are computed with; "auto": the checkpoint's own. device: where layers are computed.
     Errors: SourceError naming the folder and the first weight that is missing or has another shape than the config
@@ -44,7 +45,7 @@ class StoredModel:
         self.skeleton.model.rotary_emb = LlamaRotaryEmbedding(config).to(self.device)
         outside = {name for name in self._file_of if not name.startswith("model.layers.")}
         outside &= self.skeleton.state_dict().keys()
-        self.skeleton.load_state_dict(self._read(outside, "cpu"), strict=False, assign=True)
+        self.skeleton.load_state_dict(self._read(outside, "cpu", None), strict=False, assign=True)
         self.skeleton.tie_weights()
 
     @property
@@ -61,14 +62,18 @@ class StoredModel:
         """A decoder layer with its weights on the device; on the CPU in the checkpoint's own dtype they stay mapped."""
         module, prefix = copy.deepcopy(self.skeleton.model.layers[index]), f"model.layers.{index}."
         names = {prefix + name for name in module.state_dict()}
-        tensors = self._read(names, str(self.device))
+        tensors = self._read(names, str(self.device), self.dtype)
         module.load_state_dict({name.removeprefix(prefix): one for name, one in tensors.items()}, assign=True)
         return module.requires_grad_(False).eval()
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """(samples, length) -> (samples, length, hidden) on the device: what enters the first layer."""
         weight = self.skeleton.model.embed_tokens.weight
-        return nn.functional.embedding(input_ids.to(weight.device), weight).to(self.device)
+        return nn.functional.embedding(input_ids.to(weight.device), weight).to(self.device, self.dtype)
+
+    def convert(self) -> None:
+        """What is outside the layers in the model's dtype, which takes memory where that is not the files' own."""
+        self.skeleton.to(self.dtype)
 
     def _files(self) -> dict[str, Path]:
         """The file of every weight."""
@@ -110,12 +115,12 @@ class StoredModel:
                             f"{file}: {name} has shape {found}; the config of {self.folder} says {expected[name]}"
                         )
 
-    def _read(self, names: set[str], device: str) -> dict[str, Tensor]:
-        """These weights in the model's dtype. On the CPU they are memory-mapped where the dtype is the file's."""
+    def _read(self, names: set[str], device: str, dtype: torch.dtype | None) -> dict[str, Tensor]:
+        """These weights; dtype: None for the file's own. On the CPU they are memory-mapped where it is that."""
         tensors = {}
         for file in sorted({self._file_of[name] for name in names}):
             with self._open(file, device) as opened:
                 for name in sorted(names):
                     if self._file_of[name] == file:
-                        tensors[name] = opened.get_tensor(name).to(self.dtype)
+                        tensors[name] = opened.get_tensor(name).to(dtype)
         return tensors

@@ -122,6 +122,7 @@ def prune_checkpoint(
     walker("pruning", prune_step)
     done = [work.value("pruning", index) for index in range(stored.num_layers)]
     tensors = [work.tensors("pruning", index) for index in range(stored.num_layers)]
+    stored.convert()
     pruned = assemble(model, tensors, [one["overrides"] for one in done])
     reports = [LayerReport.model_validate(one["report"]) for one in done]
     report = amount.report(method, planned, model, pruned, reports, time.perf_counter() - start)

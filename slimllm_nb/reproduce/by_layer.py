@@ -55,7 +55,9 @@ def run(profile: Profile, folder: Path) -> list[Verdict]:
 
     def pruned(key: str, setting: Setting) -> dict[str, float]:
         target = folder / setting.checkpoint
-        report = prune_checkpoint(source, target, input_ids, **setting.arguments, **place, base_model=profile.model)
+        arguments = setting.arguments | place | {"similarity": known.similarity()}
+        report = prune_checkpoint(source, target, input_ids, **arguments, base_model=profile.model)
+        known.content["similarity"] = [layer.similarity for layer in report.layers]
         print(f"{key} %: {target}\n{report}", flush=True)
         left = {"decoder": report.decoder.share_left, "model": report.model.share_left}
         return {
@@ -86,8 +88,8 @@ def _dtype(profile: Profile):
 
 
 class _Known:
-    """Metrics by setting, in a file that is written as soon as some are there, and begun anew when code or profile are
-    other ones."""
+    """Metrics by setting, and the dense layers' similarities, in a file that is written as soon as some are there, and
+    begun anew when code or profile are other ones."""
 
     def __init__(self, path: Path, profile: Profile):
         made_from = json.dumps([code_digest(CODE), profile.model_dump(mode="json")], sort_keys=True)
@@ -103,3 +105,10 @@ class _Known:
             known[key] = measure()
             write_text(self.path, json.dumps(self.content, indent=1) + "\n")
         return dict(known[key])
+
+    def similarity(self):
+        """Of every dense layer, as the first setting found it; None: nothing is pruned yet."""
+        import torch
+
+        values = self.content.get("similarity")
+        return None if values is None else torch.tensor(values, dtype=torch.float64)
