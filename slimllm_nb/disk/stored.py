@@ -18,8 +18,8 @@ from slimllm_nb.sources.models import require_llama_config
 
 class StoredModel:
     """A LLaMA in a folder with safetensors. `skeleton` is the model without its decoder layers' weights (they are on
-    the meta device: shapes alone); embedding, last norm and head are memory-mapped, in the files' dtype until convert();
-    `layer(index)` reads one layer.
+    the meta device: shapes alone). Embedding, last norm and head are memory-mapped, in the files' dtype until
+    convert(); `layer(index)` reads one layer.
 
     dtype: of the weights as they are computed with; "auto": the checkpoint's own. device: where layers are computed.
     Errors: SourceError naming the folder and the first weight that is missing or has another shape than the config
