@@ -412,7 +412,10 @@ def test_similarity(closed_similarity):
 
 # %%
 def greedy_search(similarity_of, scores, num_pruned):
-    """similarity_of: function from a list of heads to a float; scores (heads,) -> sorted list of the heads to keep."""
+    """similarity_of: function from a list of heads to a float; scores: (heads,).
+
+    -> sorted list of the heads to keep.
+    """
     # BEGIN SOLUTION
     order = torch.argsort(torch.as_tensor(scores), stable=True).tolist()
     kept, best = sorted(order[num_pruned:]), similarity_of(sorted(order[num_pruned:]))
@@ -545,7 +548,8 @@ def test_numbers(numbers_read):
 
 # %%
 model, tokenizer = sources.load_model(), sources.load_tokenizer()
-input_ids = calibration.draw_samples(sources.load_texts("news", "calibration"), tokenizer, num_samples=8, length=64)
+texts = sources.load_texts("news", "calibration")
+input_ids = calibration.draw_samples(texts, tokenizer, num_samples=8, length=64)
 with torch.no_grad():
     hidden = calibration.embed(model, input_ids)
     context = calibration.layer_context(model, hidden)
@@ -558,7 +562,8 @@ for number in (2, 4):
     for greedy in (False, True):
         kept = heads.select_heads(covariance, number, greedy=greedy)
         value = heads.similarity(covariance, kept).item()
-        print(f"{number} go, {'after the search' if greedy else 'first guess'}: kept {kept.tolist()}, sim {value:.1f}")
+        how = "after the search" if greedy else "first guess"
+        print(f"{number} go, {how}: kept {kept.tolist()}, sim {value:.1f}")
 
 # %% [markdown]
 # In four to eight sentences: are the heads that go with two among those that go with four, and must that be so? When can a head with a low score be worth bringing back? The similarity ignores the scale of an output; why is that no loss in this method, and when would it be one?

@@ -54,7 +54,10 @@ from slimllm_nb import calibration, evaluation, pruning, sources
 
 # %%
 def feature_space(outputs):
-    """outputs (tokens, hidden) -> variances (hidden,), ascending, and directions (hidden, hidden), one in each column."""
+    """outputs (tokens, hidden) -> variances (hidden,), ascending, and directions (hidden, hidden).
+
+    A direction is a column.
+    """
     # BEGIN SOLUTION
     centred = outputs.double() - outputs.double().mean(0)
     return torch.linalg.eigh(centred.T @ centred)
@@ -448,8 +451,9 @@ def test_prunes_that_layer(only, model, input_ids):
 
 # %%
 model, tokenizer = sources.load_model(), sources.load_tokenizer()
-input_ids = calibration.draw_samples(sources.load_texts("news", "calibration"), tokenizer, num_samples=8, length=64)
-blocks = evaluation.token_blocks(sources.load_texts("news", "held-out"), tokenizer, block_length=64, max_tokens=512)
+texts, held_out = sources.load_texts("news", "calibration"), sources.load_texts("news", "held-out")
+input_ids = calibration.draw_samples(texts, tokenizer, num_samples=8, length=64)
+blocks = evaluation.token_blocks(held_out, tokenizer, block_length=64, max_tokens=512)
 
 # %%
 amount = {"pruning_ratio": 0.5, "pruned_layers": 1, "alpha": 0.0, "progress": False}

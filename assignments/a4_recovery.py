@@ -82,7 +82,10 @@ from slimllm_nb import calibration, sources
 
 # %%
 def fit(kept_output, full_output):
-    """(tokens, hidden) twice -> scale (hidden,) and shift (hidden,), so that scale * kept_output + shift is closest."""
+    """(tokens, hidden) twice -> scale and shift, (hidden,) each.
+
+    They make scale * kept_output + shift closest to full_output.
+    """
     # BEGIN SOLUTION
     x, y = kept_output.double(), full_output.double()
     mean_x, mean_y = x.mean(0), y.mean(0)
@@ -249,7 +252,10 @@ def test_with_a_bias(folded):
 
 # %%
 def ridge(inputs, weight, kept, penalty):
-    """inputs (tokens, width), weight (hidden, width), kept: list of columns -> weight (hidden, kept) and bias (hidden,)."""
+    """inputs (tokens, width), weight (hidden, width), kept: list of columns.
+
+    -> weight (hidden, kept) and bias (hidden,).
+    """
     # BEGIN SOLUTION
     inputs, weight = inputs.double(), weight.double()
     gone = [column for column in range(weight.shape[1]) if column not in set(kept)]

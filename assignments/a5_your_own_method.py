@@ -74,12 +74,11 @@ for name in ALLOWED:
 # BEGIN PROMPT
 # def my_score(...):  # the quantities that it needs, by name
 #     ...
-#
 my_score = None
 
 
 # END PROMPT
-# BEGIN SOLUTION
+# BEGIN SOLUTION NO PROMPT
 def my_score(input_variances, output_weight):
     """What a channel adds to the output beside a constant: its deviation times the norm of its weights."""
     return input_variances.sqrt() * output_weight.to(input_variances).norm(dim=0)
@@ -203,7 +202,7 @@ literal_score = None
 
 
 # END PROMPT
-# BEGIN SOLUTION
+# BEGIN SOLUTION NO PROMPT
 def literal_score(input_variances, output_weight):
     scores = []
     for channel in range(len(input_variances)):
@@ -427,7 +426,8 @@ def verdict(low, high):
 
 
 # %%
-# BEGIN SOLUTION NO PROMPT
+# What this says of your comparison, corpus by corpus:
+# BEGIN SOLUTION
 for corpus in found.protocol.judge_on:
     by_method = {
         method: [r.perplexity[corpus] for r in found.rows if r.method == method] for method in ("mine", "slimllm")

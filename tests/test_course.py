@@ -172,9 +172,10 @@ def test_the_release_holds_no_solution_and_no_hidden_test(name, released, tool):
     notebook = nbformat.reads(student, as_version=4)
     code = "\n".join(cell.source for cell in notebook.cells) + json.dumps(notebook.metadata)
     assert "SOLUTION" not in student and "hidden=True" not in student
+    assert all(cell.source and cell.source == cell.source.strip() for cell in notebook.cells)
     inside, found = False, 0
     for line in source.splitlines():
-        if line.strip() == "# BEGIN SOLUTION":
+        if line.strip().startswith("# BEGIN SOLUTION"):
             inside = True
         elif line.strip() == "# END SOLUTION":
             inside = False

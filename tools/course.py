@@ -85,6 +85,11 @@ def _put(made: Path, folder: Path) -> Path:
     """What otter made of one assignment, in the place of what stood there."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(made, folder)
+    (student,) = (folder / "student").glob("*.ipynb")
+    nb = nbformat.read(student, as_version=4)
+    for cell in nb.cells:  # where a solution was, empty lines are left
+        cell.source = cell.source.strip()
+    nbformat.write(nb, student)
     graded = folder / "autograder"
     (folder / "solution").mkdir()
     (graded / f"{folder.name}.ipynb").replace(folder / "solution" / f"{folder.name}.ipynb")
