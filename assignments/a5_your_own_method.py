@@ -274,7 +274,7 @@ def test_both_agree(my_score, literal_score):
 # %% [markdown]
 # ## Question 3: compare (4 points, 10 minutes)
 #
-# Compare your score with SlimLLM at the "20" setting of the default model: three draws of eight calibration samples each, every model with as many decoder parameters as SlimLLM's (`compare` sees to that, and puts SlimLLM in by itself). Give your method the name `mine`. It takes about two minutes.
+# Compare your score with SlimLLM at the "20" setting of the default model: three draws of eight calibration samples each, every model with as many decoder parameters as SlimLLM's (`compare` sees to that, and puts SlimLLM in by itself). Judge on `news`, of which other documents are calibrated on, and on `hamlet`, of which nothing is. Give your method the name `mine`. It takes two to three minutes.
 
 # %% [raw]
 # # BEGIN QUESTION
@@ -287,7 +287,8 @@ def test_both_agree(my_score, literal_score):
 # %%
 found = ...
 # BEGIN SOLUTION NO PROMPT
-found = compare([{"name": "mine", "channel_score": my_score}], settings=["20"], seeds=3, num_samples=8, progress=False)
+mine, judge_on = {"name": "mine", "channel_score": my_score}, ["news", "hamlet"]
+found = compare([mine], settings=["20"], seeds=3, num_samples=8, judge_on=judge_on, progress=False)
 # END SOLUTION
 
 # %%

@@ -50,13 +50,14 @@ def loaded_once(monkeypatch):
     for name, loaded in LOADED.items():
         monkeypatch.setattr(package_sources, name, loaded)
 
-    def compare(methods, settings, seeds, num_samples, progress):
+    def compare(methods, settings, seeds, num_samples, judge_on, progress):
         rows = kept_ablations().groups["8 samples"].rows
         wanted = [row for row in rows if row.setting in settings and row.seed < seeds]
         named = [
             row.model_copy(update={"method": row.method.replace("obs_ridge", methods[0]["name"])}) for row in wanted
         ]
-        return Comparison(protocol_of(load_profile("embedded"), num_samples=num_samples), named[0], named)
+        protocol = protocol_of(load_profile("embedded"), judge_on=judge_on, num_samples=num_samples)
+        return Comparison(protocol, named[0], named)
 
     monkeypatch.setattr(comparison, "compare", compare)
 

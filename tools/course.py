@@ -17,7 +17,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jupytext
@@ -101,9 +103,13 @@ def _put(made: Path, folder: Path) -> Path:
 def autograder(name: str, out: Path) -> Path:
     """What an assignment is graded by; made anew where its source is younger."""
     zipped, source = out / name / "autograder" / "autograder.zip", sources()[name]
-    if not zipped.is_file() or zipped.stat().st_mtime < source.stat().st_mtime:
-        release([source], out)
+    with _releasing:
+        if not zipped.is_file() or zipped.stat().st_mtime < source.stat().st_mtime:
+            release([source], out)
     return zipped
+
+
+_releasing = threading.Lock()
 
 
 def assignment_of(notebook: Path) -> str:
@@ -120,7 +126,7 @@ def assignment_of(notebook: Path) -> str:
     return name
 
 
-def grade(notebook: Path, out: Path, timeout: float) -> dict:
+def grade(notebook: Path, out: Path, timeout: float, threads: int) -> dict:
     """A line of the table: points by question, their sum, and a reason."""
     start, line = time.perf_counter(), {"submission": notebook.name}
     try:
@@ -131,7 +137,13 @@ def grade(notebook: Path, out: Path, timeout: float) -> dict:
     command = [sys.executable, "-c", GRADE, str(notebook.absolute()), str(autograder(name, out).absolute())]
     with tempfile.TemporaryDirectory() as temporary:
         process = subprocess.Popen(
-            command, cwd=temporary, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            cwd=temporary,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         try:
             output, errors = process.communicate(timeout=timeout)
@@ -161,12 +173,17 @@ def _short(messages: list[str]) -> str:
     return first[:160] + (f" (and {len(messages) - 1} more)" if len(messages) > 1 else "")
 
 
-def grade_folder(folder: Path, out: Path, timeout: float) -> pd.DataFrame:
-    """All notebooks of a folder. Errors: CourseError for a folder without any."""
+def grade_folder(folder: Path, out: Path, timeout: float, jobs: int | None = None) -> pd.DataFrame:
+    """All notebooks of a folder; `jobs` of them at a time share the cores (None: one for each core, but no more than
+    there are notebooks). Errors: CourseError for a folder without any."""
     notebooks = sorted(path for path in folder.glob("*.ipynb") if path.is_file())
     if not notebooks:
         raise CourseError(f"{folder} holds no notebooks (*.ipynb)")
-    lines = [grade(path, out, timeout) for path in bar(notebooks, desc="grading", unit="submission")]
+    cores = os.cpu_count() or 1
+    jobs = min(jobs or cores, len(notebooks))
+    with ThreadPoolExecutor(jobs) as pool:
+        found = pool.map(lambda path: grade(path, out, timeout, max(1, cores // jobs)), notebooks)
+        lines = list(bar(found, desc="grading", unit="submission", total=len(notebooks)))
     table = pd.DataFrame(lines)
     first = ["submission", "assignment", "points", "of"]
     last = ["seconds", "reason"]
@@ -182,6 +199,7 @@ def main() -> int:
     parser.add_argument("submissions", nargs="?", type=Path, help="a folder of notebooks")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds for one submission")
+    parser.add_argument("--jobs", type=int, help="submissions at a time (default: one for each core)")
     options = parser.parse_args()
     try:
         if options.what == "release":
@@ -189,7 +207,7 @@ def main() -> int:
             return 0
         if options.submissions is None or not options.submissions.is_dir():
             raise CourseError(f"SUBMISSIONS is {options.submissions}; allowed: a folder of notebooks")
-        table = grade_folder(options.submissions, options.out, options.timeout)
+        table = grade_folder(options.submissions, options.out, options.timeout, options.jobs)
         print(table.to_string(index=False, max_colwidth=70))
         print(f"Written: {options.submissions / 'grades.csv'}")
     except CourseError as error:
