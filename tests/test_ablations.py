@@ -151,8 +151,8 @@ def test_a_wrong_plan(change, message, plan):
 
 
 def test_what_is_measured_is_kept_and_known_again(name, plan, pruned, tmp_path):  # noqa: F811
-    rows = [row for task in tasks(name, plan) for row in measure(task)]
-    assert len(rows) == 2 * 2 * 3 + 2 and len(pruned) == len(rows)
+    measured = [row for task in tasks(name, plan) for row in measure(task)]
+    assert len(measured) == 2 * 2 * 3 + 2 and len(pruned) == len(measured)
     content = collect(name, plan)
     assert [len(group["rows"]) for group in content["groups"].values()] == [12, 2]
     assert content["groups"]["few samples"]["protocol"]["num_samples"] == 9
@@ -160,13 +160,20 @@ def test_what_is_measured_is_kept_and_known_again(name, plan, pruned, tmp_path):
     assert json.loads(text) == json.loads(json.dumps(content)) and text.count('\n    {"method"') == 14
     (tmp_path / "kept.json").write_text(text)
     kept = kept_ablations(name, plan, tmp_path / "kept.json")
-    assert (kept.current, kept.total) == (14, 14)
-    assert kept.groups["rivals"].rows == rows[:12] and kept.questions["few samples"] == "How many?"
+    assert (kept.measured, kept.confirmed, kept.total) == (14, 0, 14)
+    rows = [row for group in kept.groups.values() for row in group.rows]
+    assert [row.model_copy(update={"recipe": ""}) for row in rows] == measured
+    assert kept.questions["few samples"] == "How many?"
     assert len(kept.groups["rivals"].differences()) == 2 * 2 * 2
     assert kept.joined("rivals", "rivals").rows == rows[:12]
     with pytest.raises(ValueError, match="group few samples has another protocol than rivals"):
         kept.joined("rivals", "few samples")
-    assert len(pruned) == len(rows)  # nothing was measured again
+    assert len(pruned) == len(measured)  # nothing was measured again
+
+
+def test_the_first_seeds_of_every_group(name, plan):
+    found = [(task.group, task.setting, task.seed) for task in tasks(name, plan, seeds=1)]
+    assert found == [(group, setting, 0) for group in ("rivals", "few samples") for setting in ("20", "50")]
 
 
 def test_rows_that_todays_code_would_not_make_are_counted(name, plan, tmp_path):
@@ -176,7 +183,7 @@ def test_rows_that_todays_code_would_not_make_are_counted(name, plan, tmp_path):
     plan.write_text(PLAN.replace("head_selection: lowest", "channel_selection: lowest"))
     plans.group_and_bench.cache_clear()
     kept = kept_ablations(name, plan, tmp_path / "kept.json")
-    assert (kept.current, kept.total) == (8, 12)
+    assert (kept.measured, kept.confirmed, kept.total) == (8, 0, 12)
     assert kept_ablations(name, plan, tmp_path / "nothing.json") is None
 
 
@@ -188,7 +195,7 @@ def test_a_part_of_a_sweep_replaces_a_part_of_what_is_kept(name, plan, pruned, t
     content = json.loads(path.read_text())
     for group in content["groups"].values():
         for row in group["rows"]:
-            row["made_by"], row["seconds"] = "f" * 64, -1.0
+            row["made_by"], row["recipe"], row["seconds"] = "f" * 64, "e" * 64, -1.0
     path.write_text(dumped(content))  # as code of another day made them
     for file in (tmp_path / "tiny" / "comparison").glob("*.json"):
         file.unlink()
@@ -196,10 +203,59 @@ def test_a_part_of_a_sweep_replaces_a_part_of_what_is_kept(name, plan, pruned, t
     new = measure(first)
     path.write_text(dumped(collect(name, plan, kept=path)))
     kept = kept_ablations(name, plan, path)
-    assert (kept.current, kept.total) == (3, 14)
+    assert (kept.measured, kept.confirmed, kept.total) == (3, 3, 14)  # the other seed of this setting is confirmed
     found = {(row.setting, row.seed, row.method): row for row in kept.groups["rivals"].rows}
-    assert [found[first.setting, first.seed, row.method] for row in new] == new
+    again = [found[first.setting, first.seed, row.method] for row in new]
+    assert [row.model_copy(update={"recipe": ""}) for row in again] == new
     assert sum(row.seconds == -1.0 for row in found.values()) == 9
+
+
+def nothing(row):
+    pass
+
+
+def rounding(row):
+    row["perplexity"] = {corpus: value * (1 + 2e-5) for corpus, value in row["perplexity"].items()}
+
+
+def another_number(row):
+    if (row["method"], row["seed"]) == ("wanda_sp", 0):
+        row["perplexity"]["theirs"] *= 1.001
+
+
+def another_size(row):
+    if (row["method"], row["setting"]) == ("wanda_sp", "20"):
+        row["decoder_parameters"] += 1
+
+
+def older_still(row):
+    if row["seed"]:
+        row["recipe"] = "d" * 64
+
+
+CONFIRMED = [(nothing, 6), (rounding, 6), (another_number, 4), (another_size, 5), (older_still, 0)]
+
+
+def test_kept_rows_are_confirmed_by_another_seed(name, plan, tmp_path):
+    """Two seeds are kept, as older code measured them; today's has measured the first. Of the six rows of the second,
+    those are confirmed whose first seed came out the same and was kept by the same code."""
+    path = tmp_path / "kept.json"
+    for task in tasks(name, plan, ["rivals"]):
+        measure(task)
+    fresh = collect(name, plan, kept=path)
+    for file in (tmp_path / "tiny" / "comparison").glob("*.json"):
+        if json.loads(file.read_text())["seed"]:
+            file.unlink()
+    for change, expected in CONFIRMED:
+        content = json.loads(json.dumps(fresh))
+        for row in content["groups"]["rivals"]["rows"]:
+            row["made_by"], row["recipe"] = "f" * 64, "e" * 64
+            change(row)
+        path.write_text(dumped(content))
+        for _ in range(2):  # what is confirmed stays so
+            path.write_text(dumped(collect(name, plan, kept=path)))
+            kept = kept_ablations(name, plan, path)
+            assert (kept.measured, kept.confirmed, kept.total) == (6, expected, 12), change.__name__
 
 
 def test_a_sweep_takes_what_is_kept(name, plan, pruned, tmp_path):  # noqa: F811
@@ -236,3 +292,5 @@ def test_an_interrupted_sweep_goes_on(name, plan, pruned, tmp_path):  # noqa: F8
 def test_the_command_refuses_what_it_does_not_know(name, plan, capsys):
     assert ablations.main(["--profile", name, "--plan", str(plan), "--groups", "rivls"]) == 2
     assert "no group rivls" in capsys.readouterr().err
+    assert ablations.main(["--profile", name, "--plan", str(plan), "--seeds", "0"]) == 2
+    assert "--seeds is 0; allowed: at least 1" in capsys.readouterr().err

@@ -33,9 +33,18 @@ def measure(task: Task) -> list[Row]:
     return rows
 
 
-def sweep(profile: str, plan: Path = PLAN, groups: list[str] | None = None, workers: int = 1) -> None:
-    """Measure what is not measured yet; `workers` processes share the cores. Errors: those of Bench.row."""
-    waiting = list(tasks(profile, plan, groups))
+def sweep(
+    profile: str,
+    plan: Path = PLAN,
+    groups: list[str] | None = None,
+    workers: int = 1,
+    seeds: int | None = None,
+) -> None:
+    """Measure what is not measured yet, the first `seeds` of every group (None: all); `workers` processes share the
+    cores. Errors: those of Bench.row; ValueError for seeds below 1."""
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"--seeds is {seeds}; allowed: at least 1")
+    waiting = list(tasks(profile, plan, groups, seeds))
     rows_of = {name: len(group.named_methods()) for name, group in load_plan(plan).items()}
     total = sum(rows_of[task.group] for task in waiting)
     threads = max(1, (os.cpu_count() or 1) // workers)
@@ -86,6 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--from-kept", action="store_true", help="do not measure what data/ablations keeps and today's code would make"
     )
+    parser.add_argument("--seeds", type=int, help="the first so many of every group; confirms the kept others")
     options = parser.parse_args(arguments)
     start = time.perf_counter()
     try:
@@ -96,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.from_kept:
             restore(options.profile, options.plan)
         workers = options.workers or ((os.cpu_count() or 1) if profile.device == "cpu" else 1)
-        sweep(options.profile, options.plan, groups, workers)
+        sweep(options.profile, options.plan, groups, workers, options.seeds)
     except ValueError as error:
         print(f"Stopped: {error}", file=sys.stderr)
         return 2

@@ -81,11 +81,12 @@ class Task:
     seed: int
 
 
-def tasks(profile: str, plan: Path = PLAN, groups: list[str] | None = None) -> Iterator[Task]:
-    """All tasks of these groups (None: all), group by group, so that what is asked first is answered first."""
+def tasks(profile: str, plan: Path = PLAN, groups: list[str] | None = None, seeds: int | None = None) -> Iterator[Task]:
+    """All tasks of these groups (None: all), group by group, so that what is asked first is answered first. seeds: the
+    first so many of each group (None: all)."""
     settings = load_profile(profile).settings
     for name, group in load_plan(plan).items():
         if groups is None or name in groups:
-            for seed in range(group.seeds):
+            for seed in range(group.seeds)[:seeds]:
                 for key in settings:
                     yield Task(profile, plan, name, key, seed)

@@ -18,7 +18,8 @@ VERDICTS = {1: "higher", -1: "lower", 0: "cannot be told"}
 
 class Row(BaseModel):
     """One method at one setting with one seed. Seconds: of the pruning, with similarities where it asks for them.
-    made_by: digest of all that decided it (identity.py)."""
+    made_by: digest of all that decided it (identity.py). recipe: of a kept row, digest of all but the seed and the
+    budget, by the code that measured it or was confirmed to measure the same (kept.py)."""
 
     method: str
     setting: str = ""
@@ -30,6 +31,7 @@ class Row(BaseModel):
     model_share: float
     seconds: float = 0.0
     made_by: str = ""
+    recipe: str = ""
 
 
 @dataclass
