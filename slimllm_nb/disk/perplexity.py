@@ -36,8 +36,7 @@ def checkpoint_perplexity(
     stored = StoredModel(folder, dtype, find_device(device))
     for corpus, ids in blocks.items():
         require_length(stored.skeleton, ids.shape[1], f"a block of {corpus}")
-    stored.convert()
-    head = [module.to(stored.device) for module in (stored.skeleton.model.norm, stored.skeleton.lm_head)]
+    head = [module.to(stored.device, stored.dtype) for module in (stored.skeleton.model.norm, stored.skeleton.lm_head)]
     found, token_bytes = {}, stored.dtype.itemsize * stored.skeleton.config.hidden_size
     for corpus, ids in blocks.items():
         some = max(batch_size, HIDDEN_BYTES // (token_bytes * ids.shape[1]))
