@@ -8,6 +8,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers.masking_utils import create_causal_mask
 
@@ -110,6 +111,12 @@ def mlp_inputs(
     )
 
 
-def mlp_activations(layer: nn.Module, inputs: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens intermediate"]:
-    """What enters `down_proj`: A of paper section 4.2."""
-    return _without(layer.mlp, "down_proj")(inputs)
+def mlp_activations(
+    layer: nn.Module, inputs: Float[Tensor, "tokens hidden"], channels: Int[Tensor, "some"] | None = None
+) -> Float[Tensor, "tokens intermediate"]:
+    """What enters `down_proj`: A of paper section 4.2, or some of its columns alone."""
+    gated = _without(layer.mlp, "down_proj")
+    if channels is None:
+        return gated(inputs)
+    rows = {name: parameter[channels] for name, parameter in gated.named_parameters()}
+    return functional_call(gated, rows, (inputs,))

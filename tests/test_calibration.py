@@ -97,3 +97,6 @@ def test_what_enters_the_projections_is_what_hooks_see(small_model, generator):
     torch.testing.assert_close(inputs, seen["mlp.gate_proj"].reshape(27, 48))
     torch.testing.assert_close(activations, seen["mlp.down_proj"].reshape(27, 80))
     assert layer.state_dict().keys() == before.keys()  # the layer itself still has its projections
+    some = torch.tensor([0, 3, activations.shape[1] - 1])
+    torch.testing.assert_close(calibration.mlp_activations(layer, inputs, some), activations[:, some])
+    assert torch.equal(calibration.mlp_activations(layer, inputs), activations)  # the layer is as it was

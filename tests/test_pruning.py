@@ -259,13 +259,15 @@ def test_another_architecture(unchecked, input_ids):
 @pytest.mark.parametrize("pruned_layers", [4, 0])
 @pytest.mark.parametrize(("projection", "part"), [("mlp.up_proj", "MLP"), ("self_attn.v_proj", "attention")])
 def test_not_a_number(projection, part, pruned_layers, small_model, input_ids):
-    """Found in layers that are pruned and in layers that are not, with the similarities given and without."""
+    """Found in layers that are pruned and in layers that are not, with the similarities given and without. Behind the
+    last pruned layer nothing is computed: there it is the weights that are looked at."""
+    what = "activations" if pruned_layers else "weights"
     settings = SETTINGS | {"pruned_layers": pruned_layers, "progress": False}
     similarity = layer_similarities(small_model, input_ids, progress=False)
     small_model.model.layers[2].get_submodule(projection).weight[3, 3] = float("nan")
     with pytest.raises(ValueError, match="decoder layer 2: activations are not finite"):
         prune(small_model, input_ids, **settings)
-    with pytest.raises(ValueError, match=f"decoder layer 2, {part}: activations are not finite"):
+    with pytest.raises(ValueError, match=f"decoder layer 2, {part}: {what} are not finite"):
         prune(small_model, input_ids, **settings, similarity=similarity)
 
 

@@ -48,3 +48,30 @@ def test_the_first_layer_is_pruned_as_the_whole_forms_say(small_model, generator
     scale, shift = regression.fit(activations[:, kept] @ down[:, kept].T, activations @ down.T)
     torch.testing.assert_close(new.mlp.down_proj.weight.double(), scale[:, None] * down[:, kept].double())
     torch.testing.assert_close(new.mlp.down_proj.bias.double(), shift, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("activation_bytes", [None, 0])
+def test_how_often_activations_are_computed(small_model, generator, activation_bytes):
+    """Kept: once. Not kept: once in full, and once more those of the channels that go, for what they gave."""
+    input_ids = torch.randint(0, 101, (6, 10), generator=generator)
+    computed = []
+    for index, layer in enumerate(small_model.model.layers):
+        layer.mlp.up_proj.register_forward_hook(
+            lambda module, inputs, output, index=index: computed.append((index, output.shape[-1]))
+        )
+    similarity = torch.tensor([0.5, 0.9, 0.9, 0.1])
+    settings = SETTINGS | {"pruned_layers": 3, "pruning_ratio": 0.25, "similarity": similarity}
+    pruned, report = prune(small_model, input_ids, **settings, activation_bytes=activation_bytes)
+    width = small_model.config.intermediate_size
+    expected = []
+    for layer in report.layers[:-1]:  # nobody asks what leaves the last layer, from which nothing goes
+        expected.append((layer.index, width))
+        if activation_bytes == 0:
+            expected.append((layer.index, width - len(layer.kept_channels)))
+    assert computed == expected
+    last, own = pruned.model.layers[-1], small_model.model.layers[-1]
+    for name, tensor in own.state_dict().items():
+        assert torch.equal(last.state_dict()[name], tensor)
+        assert last.state_dict()[name].data_ptr() != tensor.data_ptr()
+    assert report.layers[-1].kept_channels == list(range(width)) and report.layers[-1].mlp_error_before is None

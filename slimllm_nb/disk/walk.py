@@ -12,7 +12,7 @@ from slimllm_nb import calibration
 from slimllm_nb.disk.resume import Work
 from slimllm_nb.disk.stored import StoredModel
 from slimllm_nb.progress import bar as progress_bar
-from slimllm_nb.pruning.layer import Context
+from slimllm_nb.pruning.rows import Context
 from slimllm_nb.pruning.similarity import through
 
 Step = Callable[[nn.Module, Tensor, Context, int, int], tuple[object, dict[str, Tensor] | None]]

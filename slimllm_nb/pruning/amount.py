@@ -82,6 +82,11 @@ class Planned:
     layer_ratios: Float[Tensor, "layers 2"]
     removals: list[float] | None
 
+    @property
+    def last(self) -> int:
+        """The last layer from which something goes; -1: nothing does. Nobody need know what leaves those behind it."""
+        return max(self.layer_ratios.any(dim=1).nonzero().flatten().tolist(), default=-1)
+
     def of_layer(self, index: int, carried: float) -> tuple[tuple[float, float], float | None]:
         """Its ratios, and how many parameters it is to lose. carried: what the layers before it could not give, or
         gave too much: this one settles it."""

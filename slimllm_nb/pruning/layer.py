@@ -1,7 +1,7 @@
 """One decoder layer through a method: heads, recovery, channels, recovery (paper sections 4.1 to 4.3)."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -9,16 +9,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slimllm_nb import calibration, regression
+from slimllm_nb import regression
 from slimllm_nb.llama import key_value_owner, layer_widths
 from slimllm_nb.methods import Approximate, Method, Part, PartError
 from slimllm_nb.methods.registry import checked_choice, checked_scores
 from slimllm_nb.pruning.budget import channels_for, removed_counts
-from slimllm_nb.pruning.quantities import ChannelQuantities, HeadQuantities, Quantities, Rows, needed, require_finite
+from slimllm_nb.pruning.quantities import ChannelQuantities, HeadQuantities, Quantities, needed, require_finite
 from slimllm_nb.pruning.report import LayerReport
+from slimllm_nb.pruning.rows import Context, channel_rows, head_rows, num_tokens
 from slimllm_nb.pruning.slicing import Recovered, layer_overrides, sliced_attention, sliced_mlp
-
-Context = Callable[[Tensor], dict]
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Half:
 
     tensors: dict[str, Tensor]
     kept: Int[Tensor, "kept"]
-    columns: Int[Tensor, "columns"]
+    columns: Int[Tensor, "columns"] | None = None  # None: nobody computes what comes out
     error_before: float | None = None
     error_after: float | None = None
     mean_scale: float | None = None
@@ -165,60 +164,32 @@ class LayerPruner:
     def _head_quantities(
         self, layer: nn.Module, batches: tuple[Tensor, ...], context: Context, index: int, parts: list[Part]
     ) -> Quantities:
-        weight = layer.self_attn.o_proj.weight
-
-        def compute(batch: Tensor) -> Tensor:
-            return calibration.head_inputs(layer, batch, context(batch)).flatten(1)
-
-        # As much as the hidden states, so always kept; in one piece, because many that come and go leave holes.
-        tokens = _tokens(batches)
-        inputs = weight.new_empty(tokens, weight.shape[1]).split(_tokens(batches[:1]))
-        for batch, into in zip(batches, inputs, strict=True):
-            into.copy_(compute(batch))
-
-        def rows() -> Iterator[Rows]:
-            for samples, x in zip(_numbered(batches), inputs, strict=True):
-                yield Rows(x, samples, lambda x=x: functional.linear(x, weight))
-
         where, known = f"decoder layer {index}, attention", self._known(HeadQuantities, index)
-        return HeadQuantities(layer, rows, needed(parts), where, tokens, **known)
+        rows = head_rows(layer, batches, context)
+        return HeadQuantities(layer, rows, needed(parts), where, num_tokens(batches), **known)
 
     def _channel_quantities(
         self, layer: nn.Module, batches: tuple[Tensor, ...], context: Context, index: int, parts: list[Part]
     ) -> Quantities:
-        weight = layer.mlp.down_proj.weight
-
-        def inputs(batch: Tensor) -> Tensor:
-            return calibration.mlp_inputs(layer, batch)
-
-        def activations(batch: Tensor) -> Tensor:
-            return calibration.mlp_activations(layer, inputs(batch))
-
-        # What is not kept is computed again for every iteration over the batches.
-        stored: list[tuple[Tensor, Tensor]] = []
-        tokens = _tokens(batches)
-        if tokens * sum(weight.shape) * weight.element_size() <= activation_budget(layer, self.activation_bytes):
-            stored = [(a := activations(batch), functional.linear(a, weight)) for batch in batches]
-
-        def rows() -> Iterator[Rows]:
-            for number, (batch, samples) in enumerate(zip(batches, _numbered(batches), strict=True)):
-                if stored:
-                    a, full = stored[number]
-                    yield Rows(a, samples, lambda full=full: full, True, lambda b=batch: inputs(b))
-                else:
-                    a = activations(batch)
-                    yield Rows(a, samples, lambda a=a: functional.linear(a, weight), False, lambda b=batch: inputs(b))
-
         where, known = f"decoder layer {index}, MLP", self._known(ChannelQuantities, index)
-        return ChannelQuantities(layer, rows, needed(parts), where, tokens, **known)
+        rows = channel_rows(layer, batches, self.activation_bytes)
+        return ChannelQuantities(layer, rows, needed(parts), where, num_tokens(batches), **known)
 
 
-def activation_budget(layer: nn.Module, wanted: int | None) -> int:
-    """How many bytes of an MLP's activations are kept: what is wanted, or as much as the layer's weights, and 64 MiB in
-    any case. Then what pruning needs does not grow with the number of tokens."""
-    if wanted is not None:
-        return wanted
-    return max(sum(one.numel() * one.element_size() for one in layer.parameters()), 64 << 20)
+def whole_layer(layer: nn.Module, similarity: float | None, index: int) -> PrunedLayer:
+    """A layer from which nothing goes, as it is. Errors: ValueError unless its weights are finite."""
+    start, widths = time.perf_counter(), layer_widths(layer)
+    halves = []
+    for part, module, count, cut in (
+        ("attention", layer.self_attn, widths.heads, sliced_attention),
+        ("MLP", layer.mlp, widths.channels, sliced_mlp),
+    ):
+        everything = torch.arange(count, device=next(module.parameters()).device)
+        half = Half(cut(module, everything, None), everything)
+        for tensor in half.tensors.values():
+            require_finite(tensor, f"decoder layer {index}, {part}", "weights")
+        halves.append(half)
+    return _finished(layer, *halves, (0.0, 0.0), False, similarity, index, time.perf_counter() - start)
 
 
 def _affine(weight: Tensor, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor | None, Tensor | None] | None:
@@ -229,32 +200,20 @@ def _affine(weight: Tensor, scale: Tensor | None, shift: Tensor | None) -> tuple
     return tuple(None if one is None else one.to(weight.dtype) for one in (scale, shift))
 
 
-def _tokens(batches: tuple[Tensor, ...]) -> int:
-    """How many tokens they hold."""
-    return sum(batch.shape[:-1].numel() for batch in batches)
-
-
-def _numbered(batches: tuple[Tensor, ...]) -> Iterator[range]:
-    """The numbers of the samples in every batch."""
-    start = 0
-    for batch in batches:
-        yield range(start, start + len(batch))
-        start += len(batch)
-
-
 def _push(batches: tuple[Tensor, ...], quantities: Quantities, half: Half) -> Half:
     """Add what the pruned half gives to the residual stream, batch by batch."""
     projection = quantities.weights["output"]
     weight, bias = half.tensors[f"{projection}.weight"], half.tensors.get(f"{projection}.bias")
     full_bias, squares, energy = quantities.projection.bias, 0.0, 0.0
     for batch, rows in zip(batches, quantities.rows(), strict=True):
+        full = rows.outputs() if half.measure else None
         if half.affine is None:
-            output = functional.linear(rows.inputs[:, half.columns], weight, bias)
+            output = functional.linear(rows.columns(half.columns), weight, bias)
         else:
             output = _transformed(quantities.kept_output(rows), *half.affine)
         require_finite(output, quantities.where)
         if half.measure:
-            full = rows.outputs().double()
+            full = full.double()
             mended = output.double() if full_bias is None else output.double() - full_bias.double()
             squares, energy = squares + (mended - full).square().sum(), energy + full.square().sum()
         batch += output.view_as(batch)

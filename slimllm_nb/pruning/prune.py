@@ -17,9 +17,10 @@ from slimllm_nb.progress import bar as progress_bar
 from slimllm_nb.pruning.allocation import Allocator
 from slimllm_nb.pruning.amount import Amount, Planned, check_input
 from slimllm_nb.pruning.gradients import loss_gradients
-from slimllm_nb.pruning.layer import Context, LayerPruner, PrunedLayer
+from slimllm_nb.pruning.layer import LayerPruner, PrunedLayer, whole_layer
 from slimllm_nb.pruning.quantities import gradient_names
 from slimllm_nb.pruning.report import PruningReport
+from slimllm_nb.pruning.rows import Context
 from slimllm_nb.pruning.similarity import layer_similarities
 from slimllm_nb.pruning.slicing import assemble
 
@@ -110,8 +111,11 @@ def _prune_layers(
     pruned, carried = [], 0.0
     bar = progress_bar(model.model.layers, desc="pruning", unit="layer", progress=progress)
     for index, layer in enumerate(bar):
-        shares, removal = planned.of_layer(index, carried)
         known = None if similarity is None else similarity[index].item()
+        if index > planned.last:
+            pruned.append(whole_layer(layer, known, index))
+            continue
+        shares, removal = planned.of_layer(index, carried)
         done = pruner(layer, hidden, context, shares, removal, known, index)
         if removal is not None:
             carried = removal - done.removed

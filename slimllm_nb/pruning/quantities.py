@@ -5,7 +5,7 @@ What heads.head_covariance, channels.channel_importance and regression.fit take 
 (streaming.py), so that no activation need stay in memory; tests/test_streaming.py ties both together.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -19,30 +19,10 @@ from slimllm_nb import heads, regression
 from slimllm_nb.chunks import in_chunks
 from slimllm_nb.llama import head_columns, key_value_owner, layer_widths, other_columns
 from slimllm_nb.methods import Method, Part
+from slimllm_nb.pruning.rows import Iteration, Rows
 from slimllm_nb.pruning.streaming import RunningMoments, RunningNorms, RunningScatter
 
 HOLD_OUT = 8  # one sample in so many is held out from what a recovery is fitted on, when it asks for that
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What one batch of samples gives in one half: rows are tokens."""
-
-    inputs: Tensor  # what enters the output projection
-    index: range  # the samples' numbers
-    outputs: Callable[[], Tensor]  # what leaves it, without its bias
-    has_outputs: bool = False  # whether that is there already
-    mlp_inputs: Callable[[], Tensor] | None = None
-
-    @property
-    def tokens(self) -> slice:
-        """Where its rows stand among those of all batches."""
-        length = len(self.inputs) // len(self.index)
-        return slice(self.index.start * length, self.index.stop * length)
-
-    def of_samples(self, chosen: Tensor) -> Tensor:
-        """The inputs of some of the samples; chosen: (samples,), whether."""
-        return self.inputs.unflatten(0, (len(self.index), -1))[chosen.to(self.inputs.device)].flatten(0, 1)
 
 
 def needed(parts: Iterable[Part]) -> set[str]:
@@ -50,11 +30,11 @@ def needed(parts: Iterable[Part]) -> set[str]:
     return {name for part in parts for name in part.needs}
 
 
-def require_finite(values: Tensor, where: str) -> None:
-    """Errors: ValueError that names the layer and its half when an activation, or a sum of them, is not finite."""
+def require_finite(values: Tensor, where: str, what: str = "activations") -> None:
+    """Errors: ValueError that names the layer and its half when a value, or a sum of them, is not finite."""
     # A sum is finite only where all of its terms are: one pass over them.
     if not torch.isfinite(values.sum(dtype=torch.promote_types(values.dtype, torch.float32))):
-        raise ValueError(f"{where}: activations are not finite (NaN or infinite); check the weights and the dtype")
+        raise ValueError(f"{where}: {what} are not finite (NaN or infinite); check the weights and the dtype")
 
 
 @dataclass(frozen=True)
@@ -102,8 +82,8 @@ def sums_for(wanted: Collection[str]) -> list[str]:
 class Quantities:
     """The quantities of one half by name, each computed when it is first asked for.
 
-    rows: starts an iteration over the batches, as often as asked. wanted: all names that will be asked for, so that one
-    iteration gathers them together. where: for errors. tokens: of all batches.
+    wanted: all names that will be asked for, so that one iteration over the batches gathers them together. where: for
+    errors. tokens: of all batches.
     """
 
     half: str  # the half's name in a decoder layer
@@ -112,7 +92,7 @@ class Quantities:
     def __init__(
         self,
         layer: nn.Module,
-        rows: Callable[[], Iterator[Rows]],
+        rows: Iteration,
         wanted: Collection[str],
         where: str,
         tokens: int,
@@ -122,7 +102,8 @@ class Quantities:
         self.module = layer.get_submodule(self.half)
         self.projection = self.module.get_submodule(self.weights["output"])
         self._wanted = set(wanted)
-        self._tokens, self._kept_outputs = tokens, None
+        self._tokens = tokens
+        self._full_outputs = self._kept_outputs = None  # of all tokens, once they are known
         self.known = {**self._constants(layer), **known}
         for name, projection in self.weights.items():
             self.known[f"{name}_weight"] = self.module.get_submodule(projection).weight
@@ -157,11 +138,15 @@ class Quantities:
         wanted = self._wanted - set(self.known)
         running = {name: SUMS[name].make() for name in sums_for(wanted)}
         stored = {name: [] for name in ("inputs", "mlp_inputs") if name in wanted}
+        if "outputs" in running:
+            self._full_outputs = self._empty_outputs()
         for batch in self.rows():
             for name, one in running.items():
                 rows = SUMS[name].rows(batch)
                 if len(rows):
                     one.update(rows)
+                if name == "outputs":
+                    self._full_outputs[batch.tokens] = rows
             for name, pieces in stored.items():
                 pieces.append(batch.inputs if name == "inputs" else batch.mlp_inputs())
         if "held_out" in running and running["held_out"].count == 0:
@@ -198,28 +183,34 @@ class Quantities:
         """What is known before any token is seen."""
         return {}
 
+    def _empty_outputs(self) -> Tensor:
+        """Room for what leaves the output projection: as much as the hidden states once more."""
+        weight = self.known["output_weight"]
+        return weight.new_empty(self._tokens, weight.shape[0])
+
     def _moments(self) -> regression.Moments:
-        """Moments of the kept columns' output and the full one. The kept outputs stay in memory: as much as the hidden
-        states once more."""
-        seen, weight = RunningMoments(), self.known["output_weight"]
-        self._kept_outputs = weight.new_empty(self._tokens, weight.shape[0])
+        """Moments of the kept columns' output and the full one. The kept outputs stay in memory, in the place of the
+        full ones where these are known."""
+        seen = RunningMoments()
+        known = self._full_outputs is not None
+        held = self._full_outputs if known else self._empty_outputs()
         for batch in self.rows():
-            kept_output, full = self._kept_and_full(batch)
-            self._kept_outputs[batch.tokens] = kept_output
+            kept_output, full = self._kept_and_full(batch, held[batch.tokens] if known else None)
             for some, of_full in in_chunks(kept_output, full):
                 seen.update(regression.moments(some, of_full), len(some))
+            held[batch.tokens] = kept_output
+        self._full_outputs, self._kept_outputs = None, held
         return seen.moments
 
-    def _kept_and_full(self, batch: Rows) -> tuple[Tensor, Tensor]:
-        """What the kept columns give, and what all give. What is there is not computed again; of the two halves that
-        make the whole, the smaller one is enough then."""
+    def _kept_and_full(self, batch: Rows, full: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the kept columns give, and what all give: full, where that is known. Then of the two halves that make
+        the whole the smaller one is enough."""
         if len(self._gone) == 0:
-            full = batch.outputs()
+            full = batch.outputs() if full is None else full
             return full, full
-        if not batch.has_outputs:
+        if full is None:
             kept_output = self._through(batch, "kept")
             return kept_output, kept_output + self._through(batch, "gone")
-        full = batch.outputs()
         if len(self._gone) < len(self.known["kept"]):
             return full - self._through(batch, "gone"), full
         return self._through(batch, "kept"), full
@@ -229,14 +220,14 @@ class Quantities:
         columns = self.known["kept"] if which == "kept" else self._gone
         if which not in self._cut:
             self._cut[which] = self.known["output_weight"][:, columns]
-        return functional.linear(batch.inputs[:, columns], self._cut[which])
+        return functional.linear(batch.columns(columns), self._cut[which])
 
     def kept_output(self, batch: Rows) -> Tensor:
         """What the kept columns give, without a bias."""
         if self._kept_outputs is not None:
             return self._kept_outputs[batch.tokens]
         if len(self._gone) == 0:
-            return batch.outputs()
+            return batch.outputs() if self._full_outputs is None else self._full_outputs[batch.tokens]
         return self._through(batch, "kept")
 
     def keep(self, kept: Int[Tensor, "kept"]) -> None:

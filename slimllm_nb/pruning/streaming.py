@@ -13,7 +13,7 @@ from slimllm_nb.chunks import in_chunks
 from slimllm_nb.regression import Moments
 from slimllm_nb.symmetric import add_gram, mirrored
 
-WIDE = 1024
+WIDE = 512  # outputs from which on products are made in float32
 
 
 class RunningScatter:
@@ -29,7 +29,8 @@ class RunningScatter:
             self.sum = torch.zeros_like(self.shift)
             self.squares = self.sum.new_zeros(width if self.only_diagonal else (width, width))
         self.count += len(rows)
-        # Wide products in float32, summed up in float64: an error of 1e-6 of the variances, as the activations have it.
+        # Wide products in float32, each batch's summed up in float64: an error of 1e-6 of the variances, as the
+        # activations have it.
         wide = rows.shape[1] >= WIDE and rows.dtype != torch.float64
         shifted = torch.empty(rows.shape, dtype=torch.float32 if wide else torch.float64, device=rows.device)
         for some, into in in_chunks(rows, shifted):
