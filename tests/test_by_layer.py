@@ -1,6 +1,7 @@
 """A profile without notebooks, one decoder layer at a time: the same numbers as with whole models in memory."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +114,26 @@ def test_the_command(profile, folder, tmp_path, capsys, monkeypatch):  # noqa: F
     assert config.stat().st_mtime_ns == before
     assert "20 %:" not in (out := capsys.readouterr().out) and "50 %:" in out
     assert walks[3:] == ["pruning"]
+
+
+def test_similarities_outlast_what_comes_after_them(profile, folder, tmp_path, monkeypatch):  # noqa: F811
+    """Cut off while the first pruned model is measured: the dense layers are not walked through again."""
+    from slimllm_nb import disk
+
+    walks, real, measure = [], walk.Walker.__call__, disk.checkpoint_perplexity
+    monkeypatch.setattr(walk.Walker, "__call__", lambda self, name, step: (walks.append(name), real(self, name, step)))
+
+    def cut_off(model, *others, **options):
+        if tmp_path in Path(model).parents:
+            raise KeyboardInterrupt
+        return measure(model, *others, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(disk, "checkpoint_perplexity", cut_off)
+        by_layer.run(profile, tmp_path / "tiny")
+    assert walks == ["similarity", "pruning"]
+    by_layer.run(profile, tmp_path / "tiny")
+    assert walks == ["similarity", "pruning", "pruning", "pruning"]
 
 
 def test_another_dense_model_than_the_published_one_is_not_pruned(profile, folder, tmp_path, capsys, monkeypatch):  # noqa: F811

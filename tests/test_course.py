@@ -238,3 +238,5 @@ def test_a_folder_of_submissions_becomes_a_table(released, tool, tmp_path):
     ] == "submission,assignment,points,of,q1,q2,q3,q4,seconds,reason"
     with pytest.raises(tool.CourseError, match="holds no notebooks"):
         tool.grade_folder(folder / "autograder", folder.parent, timeout=1)
+    with pytest.raises(tool.CourseError, match="--jobs is 0; allowed: at least 1"):
+        tool.grade_folder(tmp_path, folder.parent, timeout=1, jobs=0)

@@ -175,7 +175,9 @@ def _short(messages: list[str]) -> str:
 
 def grade_folder(folder: Path, out: Path, timeout: float, jobs: int | None = None) -> pd.DataFrame:
     """All notebooks of a folder; `jobs` of them at a time share the cores (None: one for each core, but no more than
-    there are notebooks). Errors: CourseError for a folder without any."""
+    there are notebooks). Errors: CourseError for a folder without any, and for jobs below 1."""
+    if jobs is not None and jobs < 1:
+        raise CourseError(f"--jobs is {jobs}; allowed: at least 1")
     notebooks = sorted(path for path in folder.glob("*.ipynb") if path.is_file())
     if not notebooks:
         raise CourseError(f"{folder} holds no notebooks (*.ipynb)")

@@ -45,13 +45,7 @@ def collect(profile: str, plan: Path = PLAN, kept: Path | None = None) -> dict:
             measured |= {_place(row): row for row in known}
             rows += known or [row for row in earlier if (row.setting, row.seed) == (task.setting, task.seed)]
         current = {key: _recipe(bench, methods[key[0]], key[1]) for key in {_cell(row) for row in rows}}
-        same = _unchanged(earlier, measured)
-        rows = [
-            row.model_copy(update={"recipe": current[_cell(row)]})
-            if _place(row) in measured or (*_cell(row), row.recipe) in same
-            else row
-            for row in rows
-        ]
+        rows = _confirmed(rows, current, measured, _unchanged(earlier, measured))
         if rows:
             protocol = bench.protocol.model_dump(mode="json")
             found[name] = {
@@ -90,6 +84,21 @@ def _unchanged(earlier: list[Row], measured: dict[tuple[str, str, int], Row]) ->
             key = (*_cell(row), row.recipe)
             same[key] = same.get(key, True) and _agree(row, again)
     return {key for key, agreed in same.items() if agreed}
+
+
+def _confirmed(
+    rows: list[Row],
+    current: dict[tuple[str, str], str],
+    measured: dict[tuple[str, str, int], Row],
+    same: set[tuple[str, str, str]],
+) -> list[Row]:
+    """The rows, with today's recipe where they were measured today or others of theirs came out the same."""
+    return [
+        row.model_copy(update={"recipe": current[_cell(row)]})
+        if _place(row) in measured or (*_cell(row), row.recipe) in same
+        else row
+        for row in rows
+    ]
 
 
 def _agree(row: Row, again: Row) -> bool:

@@ -57,7 +57,7 @@ def run(profile: Profile, folder: Path) -> list[Verdict]:
         target = folder / setting.checkpoint
         arguments = setting.arguments | place | {"similarity": known.similarity()}
         report = prune_checkpoint(source, target, input_ids, **arguments, base_model=profile.model)
-        known.content["similarity"] = [layer.similarity for layer in report.layers]
+        known.keep(similarity=[layer.similarity for layer in report.layers])
         print(f"{key} %: {target}\n{report}", flush=True)
         left = {"decoder": report.decoder.share_left, "model": report.model.share_left}
         return {
@@ -103,8 +103,13 @@ class _Known:
         known = self.content["metrics"]
         if key not in known:
             known[key] = measure()
-            write_text(self.path, json.dumps(self.content, indent=1) + "\n")
+            self.keep()
         return dict(known[key])
+
+    def keep(self, **more) -> None:
+        """Write what there is, and more."""
+        self.content |= more
+        write_text(self.path, json.dumps(self.content, indent=1) + "\n")
 
     def similarity(self):
         """Of every dense layer, as the first setting found it; None: nothing is pruned yet."""
