@@ -78,16 +78,22 @@ def in_memory(profile) -> dict[str, float]:  # noqa: F811
     return found
 
 
-def test_the_command(profile, folder, tmp_path, capsys, monkeypatch):  # noqa: F811
-    """All numbers as in memory; what is there is not measured again, nor the dense layers' similarities; a checkpoint
-    that loads."""
-    walks, real = [], walk.Walker.__call__
+@pytest.fixture
+def walks(monkeypatch):
+    """The names of the walks through a stored model's layers, as they begin."""
+    names, real = [], walk.Walker.__call__
 
     def noted(walker, name, step):
-        walks.append(name)
+        names.append(name)
         real(walker, name, step)
 
     monkeypatch.setattr(walk.Walker, "__call__", noted)
+    return names
+
+
+def test_the_command(profile, folder, tmp_path, capsys, walks):  # noqa: F811
+    """All numbers as in memory; what is there is not measured again, nor the dense layers' similarities; a checkpoint
+    that loads."""
     command = ["--profile", str(folder / "tiny.yaml"), "--by-layer"]
     assert runner.main(command) == 0
     out = capsys.readouterr().out
@@ -116,12 +122,11 @@ def test_the_command(profile, folder, tmp_path, capsys, monkeypatch):  # noqa: F
     assert walks[3:] == ["pruning"]
 
 
-def test_similarities_outlast_what_comes_after_them(profile, folder, tmp_path, monkeypatch):  # noqa: F811
+def test_similarities_outlast_what_comes_after_them(profile, folder, tmp_path, monkeypatch, walks):  # noqa: F811
     """Cut off while the first pruned model is measured: the dense layers are not walked through again."""
     from slimllm_nb import disk
 
-    walks, real, measure = [], walk.Walker.__call__, disk.checkpoint_perplexity
-    monkeypatch.setattr(walk.Walker, "__call__", lambda self, name, step: (walks.append(name), real(self, name, step)))
+    measure = disk.checkpoint_perplexity
 
     def cut_off(model, *others, **options):
         if tmp_path in Path(model).parents:
