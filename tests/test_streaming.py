@@ -75,3 +75,31 @@ def test_how_often_activations_are_computed(small_model, generator, activation_b
         assert torch.equal(last.state_dict()[name], tensor)
         assert last.state_dict()[name].data_ptr() != tensor.data_ptr()
     assert report.layers[-1].kept_channels == list(range(width)) and report.layers[-1].mlp_error_before is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spared", [0, 1, 2, 3, 4])
+def test_the_first_layers_are_computed_once_where_nothing_goes(spared, small_model, generator):
+    """What leaves them is known from the pass for the similarities; and it is the same, bit by bit, where these are
+    given and the layers are computed again."""
+    input_ids = torch.randint(0, 101, (6, 10), generator=generator)
+    computed = []
+    for index, layer in enumerate(small_model.model.layers):
+        layer.register_forward_hook(lambda *_, index=index: computed.append(index))
+        layer.mlp.gate_proj.register_forward_hook(lambda *_, index=index: computed.append(index + 0.5))
+
+    def from_there_on(similarity, pruning_ratio):
+        return pruning_ratio * (torch.arange(len(similarity)) >= spared)
+
+    settings = SETTINGS | {"method": {"allocation": from_there_on}, "batch_size": 4}
+    pruned, report = prune(small_model, input_ids, **settings)
+    dense = [index + half for _ in range(2) for index in range(4) for half in (0.5, 0)]  # in two batches
+    assert computed[: len(dense)] == dense
+    walked = [] if spared == 4 else range(min(spared, 2), 4)
+    again = [entry for index in walked for entry in ([index + 0.5, index] if index < spared else [index + 0.5]) * 2]
+    assert computed[len(dense) :] == again
+    similarity = torch.tensor([line.similarity for line in report.layers], dtype=torch.float64)
+    expected, other = prune(small_model, input_ids, **settings, similarity=similarity)
+    assert [line.kept_channels for line in report.layers] == [line.kept_channels for line in other.layers]
+    assert pruned.state_dict().keys() == expected.state_dict().keys()
+    assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in pruned.state_dict().items())

@@ -20,7 +20,7 @@ from slimllm_nb.llama import require_fitting
 from slimllm_nb.methods import MethodLike, as_method
 from slimllm_nb.pruning.allocation import Allocator
 from slimllm_nb.pruning.amount import Amount, check_input
-from slimllm_nb.pruning.layer import LayerPruner, whole_layer
+from slimllm_nb.pruning.layer import LayerPruner
 from slimllm_nb.pruning.quantities import gradient_names
 from slimllm_nb.pruning.report import LayerReport, PruningReport
 from slimllm_nb.pruning.slicing import assemble
@@ -112,14 +112,9 @@ def prune_checkpoint(
     planned = amount.planned(allocator, model, method)
 
     def prune_step(layer, hidden, context, index, batch_size):
-        before = work.value("pruning", index - 1)["carried"] if index else 0.0
+        carried = work.value("pruning", index - 1)["carried"] if index else 0.0
         one = None if similarity is None else similarity[index].item()
-        shares, removal = planned.of_layer(index, before)
-        if index > planned.last:
-            done = whole_layer(layer, one, index)
-        else:
-            done = pruner(batch_size)(layer, hidden, context, shares, removal, one, index)
-        carried = before if removal is None else removal - done.removed
+        done, carried = planned.prune(pruner(batch_size), layer, hidden, context, carried, one, index)
         return {"report": done.report.model_dump(), "overrides": done.overrides, "carried": carried}, done.tensors
 
     walker("pruning", prune_step)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -13,6 +13,7 @@ from slimllm_nb.llama import require_length, require_llama
 from slimllm_nb.methods import Method
 from slimllm_nb.pruning.allocation import Allocator
 from slimllm_nb.pruning.budget import check_met, check_target, plan_target
+from slimllm_nb.pruning.planned import Planned
 from slimllm_nb.pruning.report import LayerReport, PartReport, PruningReport
 
 
@@ -38,7 +39,7 @@ class Amount:
         nothing = torch.zeros(len(model.model.layers))
         ratios.allocate(nothing, self.pruning_ratio or 0.0, self.pruned_layers, self.alpha)  # checks them
 
-    def planned(self, allocator: Allocator, model: LlamaForCausalLM, method: Method) -> "Planned":
+    def planned(self, allocator: Allocator, model: LlamaForCausalLM, method: Method) -> Planned:
         """What every layer loses. Errors: those of the allocation; ValueError for a target out of reach."""
         if self.target_parameters is None:
             return Planned(self.pruning_ratio, allocator(self.pruning_ratio), None)
@@ -49,7 +50,7 @@ class Amount:
     def report(
         self,
         method: Method,
-        planned: "Planned",
+        planned: Planned,
         model: LlamaForCausalLM,
         pruned: LlamaForCausalLM,
         layers: list[LayerReport],
@@ -72,27 +73,6 @@ class Amount:
             layers=layers,
             seconds=seconds,
         )
-
-
-@dataclass(frozen=True)
-class Planned:
-    """The ratio, and the ratios and the parameters of every layer; removals None: the ratios alone decide."""
-
-    pruning_ratio: float
-    layer_ratios: Float[Tensor, "layers 2"]
-    removals: list[float] | None
-
-    @property
-    def last(self) -> int:
-        """The last layer from which something goes; -1: nothing does. Nobody need know what leaves those behind it."""
-        return max(self.layer_ratios.any(dim=1).nonzero().flatten().tolist(), default=-1)
-
-    def of_layer(self, index: int, carried: float) -> tuple[tuple[float, float], float | None]:
-        """Its ratios, and how many parameters it is to lose. carried: what the layers before it could not give, or
-        gave too much: this one settles it."""
-        shares = tuple(self.layer_ratios[index].tolist())
-        removal = None if self.removals is None or not any(shares) else self.removals[index] + carried
-        return shares, removal
 
 
 def check_input(model: LlamaForCausalLM, input_ids: Int[Tensor, "samples length"], batch_size: int) -> None:

@@ -113,6 +113,30 @@ class LayerPruner:
             _push(batches, quantities, self._recover(quantities, None, count, cut))
         return found[0], found[1]
 
+    @torch.no_grad()
+    def spare(
+        self,
+        layer: nn.Module,
+        hidden: Float[Tensor, "samples length hidden"] | None,
+        context: Context,
+        similarity: float | None,
+        index: int,
+    ) -> PrunedLayer:
+        """A layer from which nothing goes, as it is. `hidden` is overwritten with what leaves it; None: nobody asks.
+
+        Errors: ValueError unless its weights, and what leaves it, are finite.
+        """
+        start, widths, where = time.perf_counter(), layer_widths(layer), f"decoder layer {index}"
+        attention = _whole(layer.self_attn, widths.heads, sliced_attention)
+        mlp = _whole(layer.mlp, widths.channels, sliced_mlp)
+        for half, name in ((attention, "attention"), (mlp, "MLP")):
+            for tensor in half.tensors.values():
+                require_finite(tensor, f"{where}, {name}", "weights")
+        for batch in () if hidden is None else hidden.split(self.batch_size):
+            batch.copy_(layer(batch, **context(batch)))
+            require_finite(batch, where)
+        return _finished(layer, attention, mlp, (0.0, 0.0), False, similarity, index, time.perf_counter() - start)
+
     def _choose(
         self, quantities: Quantities, score: Part, selection: Part, count: int, num_pruned: int
     ) -> Int[Tensor, "kept"] | None:
@@ -136,10 +160,9 @@ class LayerPruner:
         weight, module = quantities.known["output_weight"], quantities.module
         bias = quantities.projection.bias
         if kept is None:
-            everything = torch.arange(count, device=weight.device)
-            quantities.keep(everything)
-            affine = _affine(weight, None, bias)
-            return Half(cut(module, everything, None), everything, quantities["kept"], affine=affine)
+            whole = _whole(module, count, cut)
+            quantities.keep(whole.kept)
+            return replace(whole, columns=quantities["kept"], affine=_affine(weight, None, bias))
         quantities.keep(kept)
         columns, part = quantities["kept"], self.method.recovery
         error = regression.relative_error(quantities["moments"])
@@ -176,20 +199,10 @@ class LayerPruner:
         return ChannelQuantities(layer, rows, needed(parts), where, num_tokens(batches), **known)
 
 
-def whole_layer(layer: nn.Module, similarity: float | None, index: int) -> PrunedLayer:
-    """A layer from which nothing goes, as it is. Errors: ValueError unless its weights are finite."""
-    start, widths = time.perf_counter(), layer_widths(layer)
-    halves = []
-    for part, module, count, cut in (
-        ("attention", layer.self_attn, widths.heads, sliced_attention),
-        ("MLP", layer.mlp, widths.channels, sliced_mlp),
-    ):
-        everything = torch.arange(count, device=next(module.parameters()).device)
-        half = Half(cut(module, everything, None), everything)
-        for tensor in half.tensors.values():
-            require_finite(tensor, f"decoder layer {index}, {part}", "weights")
-        halves.append(half)
-    return _finished(layer, *halves, (0.0, 0.0), False, similarity, index, time.perf_counter() - start)
+def _whole(module: nn.Module, count: int, cut: Callable[..., dict[str, Tensor]]) -> Half:
+    """A half from which nothing goes."""
+    everything = torch.arange(count, device=next(module.parameters()).device)
+    return Half(cut(module, everything, None), everything)
 
 
 def _affine(weight: Tensor, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor | None, Tensor | None] | None:

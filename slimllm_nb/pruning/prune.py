@@ -15,14 +15,17 @@ from slimllm_nb import calibration
 from slimllm_nb.methods import MethodLike, as_method
 from slimllm_nb.progress import bar as progress_bar
 from slimllm_nb.pruning.allocation import Allocator
-from slimllm_nb.pruning.amount import Amount, Planned, check_input
+from slimllm_nb.pruning.amount import Amount, check_input
 from slimllm_nb.pruning.gradients import loss_gradients
-from slimllm_nb.pruning.layer import LayerPruner, PrunedLayer, whole_layer
+from slimllm_nb.pruning.layer import LayerPruner, PrunedLayer
+from slimllm_nb.pruning.planned import Planned
 from slimllm_nb.pruning.quantities import gradient_names
 from slimllm_nb.pruning.report import PruningReport
 from slimllm_nb.pruning.rows import Context
-from slimllm_nb.pruning.similarity import layer_similarities
+from slimllm_nb.pruning.similarity import dense_pass
 from slimllm_nb.pruning.slicing import assemble
+
+LEADING = 2  # first layers whose outputs are kept while similarities are computed: pruning needs as much room later
 
 
 @torch.no_grad()
@@ -67,8 +70,9 @@ def prune(
     names = gradient_names(method)
     gradients = loss_gradients(model, input_ids, names, batch_size, progress) if names else None
     pruner = LayerPruner(method, batch_size, activation_bytes, seed, gradients)
+    leaving = []  # LLaMA's first layers change their input most and are spared: then they need not be computed again
     if similarity is None and "similarity" in method.allocation.needs:
-        similarity = layer_similarities(model, input_ids, batch_size=batch_size, progress=progress)
+        similarity, leaving = dense_pass(model, input_ids, LEADING, batch_size, progress)
     allocator = Allocator(
         method.allocation,
         model,
@@ -76,16 +80,18 @@ def prune(
         (lambda: _dense_scores(pruner, model, input_ids, progress)) if method.scores_dense_model else None,
     )
     planned = amount.planned(allocator, model, method)
-    layers = _prune_layers(pruner, model, input_ids, planned, similarity, progress)
+    layers = _prune_layers(pruner, model, input_ids, planned, similarity, leaving, progress)
     pruned = assemble(model, [layer.tensors for layer in layers], [layer.overrides for layer in layers])
     reports, seconds = [layer.report for layer in layers], time.perf_counter() - start
     return pruned, amount.report(method, planned, model, pruned, reports, seconds)
 
 
-def _begun(pruner: LayerPruner, model: LlamaForCausalLM, input_ids: Tensor) -> tuple[Tensor, Context]:
-    """What enters the first layer, and the context of a batch of it."""
-    hidden = torch.cat([calibration.embed(model, batch) for batch in input_ids.split(pruner.batch_size)])
-    return hidden, calibration.layer_contexts(model)
+def _begun(
+    pruner: LayerPruner, model: LlamaForCausalLM, input_ids: Tensor, entering: list[Tensor] | None = None
+) -> tuple[Tensor, Context]:
+    """What enters the first layer, or these batches of what enters another, and the context of a batch of it."""
+    batches = entering or [calibration.embed(model, batch) for batch in input_ids.split(pruner.batch_size)]
+    return torch.cat(batches), calibration.layer_contexts(model)
 
 
 def _dense_scores(
@@ -104,20 +110,23 @@ def _prune_layers(
     input_ids: Tensor,
     planned: Planned,
     similarity: Tensor | None,
+    leaving: list[list[Tensor]],
     progress: bool,
 ) -> list[PrunedLayer]:
-    """Layer after layer, each on what comes out of the pruned ones before it."""
-    hidden, context = _begun(pruner, model, input_ids)
+    """Layer after layer, each on what comes out of the pruned ones before it. leaving: what leaves the first layers of
+    the dense model, as far as it is known; forgotten afterwards."""
+    done_with = min(planned.first, len(leaving))  # the first layers, where nothing goes and what leaves is known
+    entering = leaving[done_with - 1] if done_with else None
+    leaving.clear()
+    hidden, context = _begun(pruner, model, input_ids, entering)
+    del entering
     pruned, carried = [], 0.0
     bar = progress_bar(model.model.layers, desc="pruning", unit="layer", progress=progress)
     for index, layer in enumerate(bar):
-        known = None if similarity is None else similarity[index].item()
-        if index > planned.last:
-            pruned.append(whole_layer(layer, known, index))
-            continue
-        shares, removal = planned.of_layer(index, carried)
-        done = pruner(layer, hidden, context, shares, removal, known, index)
-        if removal is not None:
-            carried = removal - done.removed
+        one = None if similarity is None else similarity[index].item()
+        if index < done_with:
+            done = pruner.spare(layer, None, context, one, index)
+        else:
+            done, carried = planned.prune(pruner, layer, hidden, context, carried, one, index)
         pruned.append(done)
     return pruned

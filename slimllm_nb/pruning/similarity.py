@@ -18,6 +18,14 @@ def layer_similarities(
 
     Errors: ValueError naming the first layer whose activations are not finite.
     """
+    return dense_pass(model, input_ids, 0, batch_size, progress)[0]
+
+
+def dense_pass(
+    model: LlamaForCausalLM, input_ids: Int[Tensor, "samples length"], leading: int, batch_size: int, progress: bool
+) -> tuple[Float[Tensor, "layers"], list[list[Tensor]]]:
+    """layer_similarities, and what leaves each of the first `leading` layers, in batches."""
+    leaving = [[] for _ in model.model.layers[:leading]]
     totals = torch.zeros(len(model.model.layers), dtype=torch.float64)
     context = calibration.layer_contexts(model)
     with progress_bar(total=len(input_ids), desc="layer similarity", unit="sample", progress=progress) as bar:
@@ -26,8 +34,10 @@ def layer_similarities(
             for index, layer in enumerate(model.model.layers):
                 hidden, similarity = through(layer, hidden, context(hidden), index)
                 totals[index] += similarity
+                if index < leading:
+                    leaving[index].append(hidden)
             bar.update(len(batch))
-    return totals / len(input_ids)
+    return totals / len(input_ids), leaving
 
 
 def through(

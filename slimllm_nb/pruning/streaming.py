@@ -23,24 +23,22 @@ class RunningScatter:
         self.count, self.only_diagonal = 0, diagonal
 
     def update(self, rows: Float[Tensor, "tokens width"]) -> None:
+        width = rows.shape[1]
+        # Wide products in float32, each batch's summed up in float64: an error of 1e-6 of the variances, as the
+        # activations have it.
+        dtype = torch.float32 if width >= WIDE and rows.dtype != torch.float64 else torch.float64
         if self.count == 0:
-            width = rows.shape[1]
-            self.shift = rows.double().mean(0)
+            self.shift = rows.mean(0, dtype=torch.float64).to(dtype).double()  # any value near the mean will do
             self.sum = torch.zeros_like(self.shift)
             self.squares = self.sum.new_zeros(width if self.only_diagonal else (width, width))
         self.count += len(rows)
-        # Wide products in float32, each batch's summed up in float64: an error of 1e-6 of the variances, as the
-        # activations have it.
-        wide = rows.shape[1] >= WIDE and rows.dtype != torch.float64
-        shifted = torch.empty(rows.shape, dtype=torch.float32 if wide else torch.float64, device=rows.device)
-        for some, into in in_chunks(rows, shifted):
-            exact = some.double() - self.shift
-            into.copy_(exact)
-            self.sum += exact.sum(0)
-            if self.only_diagonal:
-                self.squares += exact.square().sum(0)
+        shifted = rows.to(dtype) - self.shift.to(dtype)
+        self.sum += shifted.sum(0, dtype=torch.float64)
         if not self.only_diagonal:
             add_gram(self.squares, shifted)
+            return
+        for (some,) in in_chunks(shifted):
+            self.squares += some.double().square().sum(0)
 
     @property
     def mean(self) -> Float[Tensor, "width"]:
@@ -84,7 +82,7 @@ class RunningNorms:
 
     def update(self, rows: Float[Tensor, "tokens width"]) -> None:
         for (some,) in in_chunks(rows):
-            self.total = self.total + some.double().square().sum(0)
+            self.total = self.total + some.to(torch.float64, copy=True).square_().sum(0)
 
     @property
     def norms(self) -> Float[Tensor, "width"]:
