@@ -277,6 +277,7 @@ def test_functions_of_a_notebook_are_known_by_what_they_do():
 
 
 def test_only_a_methods_own_files_count(tmp_path, monkeypatch):
+    identity._of_own_file.cache_clear()
     read = []
     real = identity.file_digest
     monkeypatch.setattr(identity, "file_digest", lambda file, without: read.append(file.name) or real(file, without))

@@ -85,10 +85,13 @@ def part_prune() -> dict:
         for batch in ids.split(BATCH):
             model.model(batch, use_cache=False)
 
-    def pruned(activation_bytes: int | None = None) -> None:
-        prune(model, ids, **settings(), activation_bytes=activation_bytes)
+    amount = settings()
 
-    forward(), pruned()  # the first of a process also ask the system for memory
+    def pruned(activation_bytes: int | None = None) -> None:
+        prune(model, ids, **amount, activation_bytes=activation_bytes)
+
+    forward()  # the first of a process also ask the system for memory
+    pruned()
     units, stored, streamed = [], [], []
     for _ in range(REPEATS):
         units.append(seconds(forward))

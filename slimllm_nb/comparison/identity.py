@@ -80,13 +80,22 @@ def of_files(files) -> list:
     return [[name, one.st_size, one.st_mtime_ns] for name, one in found]
 
 
+def _of_file(file: Path) -> str:
+    """A part's file, with what it imports from the package."""
+    return file_digest(file, INDIFFERENT.__contains__)
+
+
+_of_own_file = functools.cache(_of_file)  # as of_code: a process runs the package as it was when it was imported
+
+
 def _source(part: Part) -> list:
     """The file it is written in with what that imports from the package, or, where there is none, as in a notebook, the
     values and functions that it names; and its compiled code with the values that it closes over. The package's own
     files say all, under every version of Python."""
-    file = [] if part.file is None else [file_digest(part.file, INDIFFERENT.__contains__)]
+    own = part.file is not None and part.file.is_relative_to(PACKAGE)
+    file = [] if part.file is None else [(_of_own_file if own else _of_file)(part.file)]
     plain = isinstance(part.function, FunctionType) and not inspect.getclosurevars(part.function).nonlocals
-    if file and plain and part.file.is_relative_to(PACKAGE):
+    if own and plain:
         return file
     return file + _function(part.function, whole=not file, seen=set())
 
