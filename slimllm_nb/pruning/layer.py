@@ -143,15 +143,15 @@ class LayerPruner:
         """What stays; None: everything."""
         if num_pruned == 0:
             return None
-        quantities.known["num_pruned"] = num_pruned
+        quantities.known["num_pruned"], place = num_pruned, quantities.known["output_weight"].device
         if "scores" in selection.needs:
             quantities.known["order_decides"] = selection.by_rank
             scores = score(quantities)
             if isinstance(scores, Approximate):
                 checked_scores(score, scores.values, count, quantities.where)
                 scores = scores.settled(selection, num_pruned)
-            quantities.known["scores"] = checked_scores(score, scores, count, quantities.where)
-        return checked_choice(selection, selection(quantities), count, num_pruned, quantities.where)
+            quantities.known["scores"] = checked_scores(score, scores, count, quantities.where).to(place)
+        return checked_choice(selection, selection(quantities), count, num_pruned, quantities.where).to(place)
 
     def _recover(
         self, quantities: Quantities, kept: Tensor | None, count: int, cut: Callable[..., dict[str, Tensor]]
@@ -259,7 +259,8 @@ def _checked_recovery(
         raise PartError(f"{where}: {part} returned shapes {found[0]}, {found[1]}; allowed: {shapes[0]} or {shapes[1]}")
     if not torch.isfinite(first).all() or (second is not None and not torch.isfinite(second).all()):
         raise PartError(f"{where}: {part} returned values that are not finite")
-    return first.double(), None if second is None else second.double(), notes
+    first, second = (None if one is None else one.to(weight.device, torch.float64) for one in (first, second))
+    return first, second, notes
 
 
 def parameters(tensors: dict[str, Tensor]) -> int:
