@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
@@ -70,18 +70,6 @@ def layer_context(model: LlamaForCausalLM, hidden: Float[Tensor, "samples length
         config=model.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None, position_ids=position_ids
     )
     return {"attention_mask": mask, "position_embeddings": model.model.rotary_emb(hidden, position_ids=position_ids)}
-
-
-def layer_contexts(model: LlamaForCausalLM) -> Callable[[Tensor], dict]:
-    """layer_context of a batch; computed once for every size of a batch, since all samples are equally long."""
-    contexts: dict[int, dict] = {}  # the last batch may be smaller
-
-    def context(batch: Float[Tensor, "samples length hidden"]) -> dict:
-        if len(batch) not in contexts:
-            contexts[len(batch)] = layer_context(model, batch)
-        return contexts[len(batch)]
-
-    return context
 
 
 def _without(module: nn.Module, projection: str) -> nn.Module:

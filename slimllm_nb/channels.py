@@ -5,24 +5,9 @@ when it is active (its norm over tokens) and when its row of W_down points along
 Statistics are float64: near ties decide which channel goes.
 """
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-from slimllm_nb.chunks import in_chunks
-
-WIDE = 2048  # outputs from which on an eigendecomposition is slower than feature_space.py
-
-
-@dataclass(frozen=True)
-class ChannelStatistics:
-    """All that the channel score needs of the activations, gathered over the tokens; float64."""
-
-    input_norms: Float[Tensor, "hidden"]  # L2 norms of the columns of the MLP input X
-    activation_norms: Float[Tensor, "intermediate"]  # L2 norms of the columns of A, which enters down_proj
-    scatter: Float[Tensor, "hidden hidden"]  # (Y - mean)'(Y - mean) of the MLP output Y
 
 
 def channel_importance(
@@ -38,36 +23,31 @@ def channel_importance(
     """
     outputs = activations.double() @ down_weight.double().T  # (tokens, hidden)
     centred = outputs - outputs.mean(0)
-    return importance_from_statistics(
-        ChannelStatistics(mlp_inputs.double().norm(dim=0), activations.double().norm(dim=0), centred.T @ centred),
-        gate_weight,
-        up_weight,
-        down_weight,
-    )
+    norms = mlp_inputs.double().norm(dim=0), activations.double().norm(dim=0)
+    return importance_from_statistics(*norms, centred.T @ centred, gate_weight, up_weight, down_weight)
 
 
 def importance_from_statistics(
-    statistics: ChannelStatistics,
+    mlp_input_norms: Float[Tensor, "hidden"],
+    activation_norms: Float[Tensor, "intermediate"],
+    output_scatter: Float[Tensor, "hidden hidden"],
     gate_weight: Float[Tensor, "intermediate hidden"],
     up_weight: Float[Tensor, "intermediate hidden"],
     down_weight: Float[Tensor, "hidden intermediate"],
 ) -> Float[Tensor, "intermediate"]:
-    """Paper eq. 8 from what was gathered over the tokens; float64."""
-    input_norms = statistics.input_norms
-    magnitude = statistics.activation_norms * direction_importance(statistics.scatter, down_weight)
-    return magnitude + gate_and_up_terms(input_norms, gate_weight, up_weight)
+    """Paper eq. 8 from statistics of the tokens, float64: L2 norms of the columns of X and of A, and (Y - mean)'(Y -
+    mean)."""
+    magnitude = activation_norms * direction_importance(output_scatter, down_weight)
+    return magnitude + gate_and_up_terms(mlp_input_norms, gate_weight, up_weight)
 
 
 def gate_and_up_terms(
-    input_norms: Float[Tensor, "hidden"],
+    mlp_input_norms: Float[Tensor, "hidden"],
     gate_weight: Float[Tensor, "intermediate hidden"],
     up_weight: Float[Tensor, "intermediate hidden"],
 ) -> Float[Tensor, "intermediate"]:
     """The last two terms of paper eq. 8: norms of the rows of W_gate and W_up, weighted by their inputs' norms."""
-    return sum(
-        torch.cat([(rows.to(input_norms) * input_norms).norm(dim=1) for (rows,) in in_chunks(weight)])
-        for weight in (gate_weight, up_weight)
-    )
+    return sum((weight.to(mlp_input_norms) * mlp_input_norms).norm(dim=1) for weight in (gate_weight, up_weight))
 
 
 def direction_importance(

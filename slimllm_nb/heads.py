@@ -17,8 +17,6 @@ from torch import Tensor
 
 from slimllm_nb.regression import variance_floor
 
-ROWS = 512  # outputs at a time: what they need stays in the processor's cache
-
 
 def head_covariance(
     head_inputs: Float[Tensor, "tokens heads head_dim"],
@@ -40,16 +38,12 @@ def covariance_of_contributions(
 ) -> Float[Tensor, "hidden heads heads"]:
     """C from Sigma, the covariance of the `o_proj` input: C_j[g, h] = W_g[j]' Sigma_gh W_h[j]. Float64."""
     weight = output_weight.to(sigma)
-    hidden, size = len(weight), weight.shape[1] // heads
-    covariance = sigma.new_empty(hidden, heads, heads)
-    for head in range(heads):
-        # C_j is symmetric: what stands left of the diagonal is known already.
-        own, others = slice(head * size, (head + 1) * size), slice(head * size, None)
-        for rows in range(0, hidden, ROWS):
-            some = weight[rows : rows + ROWS]
-            through = (some[:, own] @ sigma[own, others]).mul_(some[:, others])
-            covariance[rows : rows + ROWS, head, head:] = through.unflatten(1, (-1, size)).sum(-1)
-        covariance[:, head + 1 :, head] = covariance[:, head, head + 1 :]
+    by_head = rearrange(weight, "hidden (heads head_dim) -> heads hidden head_dim", heads=heads)
+    rows = rearrange(sigma, "(heads head_dim) width -> heads head_dim width", heads=heads)
+    covariance = sigma.new_empty(len(weight), heads, heads)
+    for head in range(heads):  # W_g[j]' Sigma_gh for all h side by side: (hidden, width)
+        products = (by_head[head] @ rows[head]) * weight
+        covariance[:, head] = products.unflatten(1, (heads, -1)).sum(-1)  # -> (hidden, heads)
     return covariance
 
 

@@ -11,6 +11,12 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+# Sublayer of a decoder layer -> what a method calls its weights -> projection; "output" ends the sublayer.
+PROJECTIONS = {
+    "self_attn": {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"},
+    "mlp": {"gate": "gate_proj", "up": "up_proj", "output": "down_proj"},
+}
+
 
 def require_llama(model: PreTrainedModel) -> None:
     """Errors: ValueError naming the architecture, when it is neither LLaMA's nor what prune() returns."""
@@ -36,6 +42,23 @@ def require_length(model: PreTrainedModel, length: int, what: str) -> None:
     """Errors: ValueError when sequences of `length` tokens are longer than the model was made for."""
     if length > (limit := model.config.max_position_embeddings):
         raise ValueError(f"{what} has {length} tokens; the model's limit is {limit}: give shorter sequences")
+
+
+def require_samples(model: PreTrainedModel, input_ids: Int[Tensor, "samples length"], batch_size: int) -> None:
+    """Raises: ValueError for a model that is no LLaMA, for samples that it cannot read, and for a batch of none."""
+    require_llama(model)
+    if input_ids.ndim != 2 or input_ids.numel() == 0 or input_ids.is_floating_point():
+        raise ValueError(
+            f"input_ids is {input_ids.dtype} of shape {tuple(input_ids.shape)}; allowed: integers, (samples, length)"
+        )
+    if input_ids.min() < 0 or input_ids.max() >= model.config.vocab_size:
+        raise ValueError(
+            f"input_ids holds tokens {input_ids.min()} to {input_ids.max()}; allowed: 0 to "
+            f"{model.config.vocab_size - 1}: the tokenizer does not fit the model"
+        )
+    require_length(model, input_ids.shape[1], "a calibration sample")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; allowed: at least 1")
 
 
 @dataclass(frozen=True)

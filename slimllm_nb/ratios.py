@@ -4,8 +4,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from slimllm_nb.chunks import in_chunks
-
 
 def layer_similarity(
     layer_inputs: Float[Tensor, "tokens hidden"], layer_outputs: Float[Tensor, "tokens hidden"]
@@ -14,10 +12,7 @@ def layer_similarity(
 
     A token whose input or output is all zero counts as 0.
     """
-    total = layer_inputs.new_zeros((), dtype=torch.float64)
-    for rows in in_chunks(layer_inputs, layer_outputs):
-        total += torch.cosine_similarity(*(some.double() for some in rows), dim=-1, eps=1e-300).sum()
-    return total / len(layer_inputs)
+    return torch.cosine_similarity(layer_inputs.double(), layer_outputs.double(), dim=-1, eps=1e-300).mean()
 
 
 def allocate(

@@ -5,10 +5,11 @@ shift_j (eqs. 9-10). Both fold into the projection: row j of its weight is multi
 Least squares needs means, variances and one covariance per output, so those are gathered (float64), not the outputs.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -25,10 +26,44 @@ class Moments:
 
 def moments(kept_output: Float[Tensor, "tokens hidden"], full_output: Float[Tensor, "tokens hidden"]) -> Moments:
     """Moments of two outputs of the same tokens (population variances: divided by the number of tokens)."""
-    kept, full = kept_output.double(), full_output.double()
-    mean_kept, mean_full = kept.mean(0), full.mean(0)
-    kept, full = kept - mean_kept, full - mean_full
-    return Moments(mean_kept, mean_full, (kept * kept).mean(0), (full * full).mean(0), (kept * full).mean(0))
+    return running_moments([(kept_output, full_output)])
+
+
+def running_moments(
+    batches: Iterable[tuple[Float[Tensor, "tokens hidden"], Float[Tensor, "tokens hidden"]]],
+) -> Moments:
+    """The same over batches of tokens, summed around the first batch's means (a naive sum of squares would lose the
+    variance of an output whose mean is large)."""
+    count, centres, sums = 0, None, 0.0
+    for batch in batches:
+        kept, full = (one.double() for one in batch)
+        centres = centres or (kept.mean(0), full.mean(0))
+        kept, full = kept - centres[0], full - centres[1]
+        products = [torch.linalg.vecdot(*two, dim=0) for two in ((kept, kept), (full, full), (kept, full))]
+        sums = sums + torch.stack([kept.sum(0), full.sum(0), *products])
+        count += len(kept)
+    k, f, kk, ff, kf = sums / count
+    return Moments(centres[0] + k, centres[1] + f, kk - k * k, ff - f * f, kf - k * f)
+
+
+def moments_from_covariance(
+    means: Float[Tensor, "width"],
+    covariance: Float[Tensor, "width width"],
+    columns: Int[Tensor, "kept"],
+    kept_weight: Float[Tensor, "hidden kept"],
+    full_weight: Float[Tensor, "hidden width"],
+) -> Moments:
+    """The same from mean and covariance of the projection's inputs: of kept_weight over some columns of them, and of
+    full_weight over all."""
+    kept, full = kept_weight.to(covariance), full_weight.to(covariance)
+    with_inputs = full @ covariance  # covariance of every full output with every input
+    return Moments(
+        mean_kept=kept @ means[columns],
+        mean_full=full @ means,
+        var_kept=((kept @ covariance[columns][:, columns]) * kept).sum(1),
+        var_full=(with_inputs * full).sum(1),
+        cov=(with_inputs[:, columns] * kept).sum(1),
+    )
 
 
 def fit(

@@ -11,7 +11,7 @@ from slimllm_nb.pruning.budget import (
     channels_for,
     check_met,
     check_target,
-    of_both_halves,
+    expand_ratios,
     plan_target,
     removed_counts,
     removed_parameters,
@@ -30,10 +30,10 @@ def test_counts_are_rounded_and_one_of_each_stays(ratio, heads, channels):
     assert removed_counts(Widths(heads=9, key_value_heads=3, channels=1536), ratio) == (heads, channels)
 
 
-def test_one_ratio_a_layer_is_that_of_both_halves():
-    assert of_both_halves(torch.tensor([0.1, 0.3])).tolist() == torch.tensor([[0.1, 0.1], [0.3, 0.3]]).tolist()
+def test_one_ratio_a_layer_is_that_of_heads_and_channels():
+    assert expand_ratios(torch.tensor([0.1, 0.3])).tolist() == torch.tensor([[0.1, 0.1], [0.3, 0.3]]).tolist()
     apart = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
-    assert torch.equal(of_both_halves(apart), apart)
+    assert torch.equal(expand_ratios(apart), apart)
 
 
 @pytest.mark.parametrize("biases", [False, True])

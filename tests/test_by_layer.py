@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from conftest import make_small_model
-from slimllm_nb import calibration, evaluation, sources
-from slimllm_nb.disk import checkpoint_perplexity, perplexity, walk
+from slimllm_nb import calibration, disk, evaluation, sources
+from slimllm_nb.disk import checkpoint_perplexity
 from slimllm_nb.pruning import prune
 from slimllm_nb.reproduce import by_layer, cost, judge, load_profile, runner
 from slimllm_nb.reproduce.published import NOTEBOOK
@@ -25,7 +25,7 @@ def blocks(generator):
 @pytest.mark.parametrize("pruned", [False, True])
 @pytest.mark.parametrize("waiting", [1 << 30, 1])
 def test_perplexity_layer_by_layer(pruned, waiting, blocks, tmp_path, monkeypatch):
-    monkeypatch.setattr(perplexity, "HIDDEN_BYTES", waiting)  # a byte: three blocks at a time, then from disk again
+    monkeypatch.setattr(disk, "HIDDEN_BYTES", waiting)  # a byte: three blocks at a time, then from disk again
     model = make_small_model(2)
     if pruned:
         model, _ = prune(model, blocks["one"], pruning_ratio=0.4, pruned_layers=3, alpha=1.0, progress=False)
@@ -81,13 +81,13 @@ def in_memory(profile) -> dict[str, float]:  # noqa: F811
 @pytest.fixture
 def walks(monkeypatch):
     """The names of the walks through a stored model's layers, as they begin."""
-    names, real = [], walk.Walker.__call__
+    names, real = [], disk.StoredLayers.begun
 
-    def noted(walker, name, step):
+    def noted(self, name):
         names.append(name)
-        real(walker, name, step)
+        return real(self, name)
 
-    monkeypatch.setattr(walk.Walker, "__call__", noted)
+    monkeypatch.setattr(disk.StoredLayers, "begun", noted)
     return names
 
 
@@ -97,7 +97,7 @@ def test_the_command(profile, folder, tmp_path, capsys, walks):  # noqa: F811
     command = ["--profile", str(folder / "tiny.yaml"), "--by-layer"]
     assert runner.main(command) == 0
     out = capsys.readouterr().out
-    assert walks == ["similarity", "pruning", "pruning"]
+    assert walks == ["layer similarity", "pruning", "pruning"]
     content = json.loads((tmp_path / "tiny" / by_layer.FILE).read_text())
     assert list(content["metrics"]) == ["dense", "20", "50"]
     measured = {name: value for one in content["metrics"].values() for name, value in one.items()}
@@ -136,9 +136,9 @@ def test_similarities_outlast_what_comes_after_them(profile, folder, tmp_path, m
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(disk, "checkpoint_perplexity", cut_off)
         by_layer.run(profile, tmp_path / "tiny")
-    assert walks == ["similarity", "pruning"]
+    assert walks == ["layer similarity", "pruning"]
     by_layer.run(profile, tmp_path / "tiny")
-    assert walks == ["similarity", "pruning", "pruning", "pruning"]
+    assert walks == ["layer similarity", "pruning", "pruning", "pruning"]
 
 
 def test_another_dense_model_than_the_published_one_is_not_pruned(profile, folder, tmp_path, capsys, monkeypatch):  # noqa: F811

@@ -1,6 +1,6 @@
 """What every named method prunes, pinned: kept heads and channels layer by layer, parameters, perplexity.
 
-The same choices as tests/reference/guard_rails.json, and perplexities within 1e-4 of it. A near tie that another
+The same choices as tests/guard_rails.json, and perplexities within 1e-4 of it. A near tie that another
 machine decides otherwise gets an entry under "near_ties": which layer, how near, and why it is not a fault.
 `python tests/test_guard_rails.py` writes the file anew; read `git diff` before you commit it.
 """
@@ -23,7 +23,7 @@ from slimllm_nb.pruning import prune
 from slimllm_nb.reproduce import load_profile
 
 pytestmark = pytest.mark.slow
-REFERENCE = Path(__file__).parent / "reference" / "guard_rails.json"
+REFERENCE = Path(__file__).with_name("guard_rails.json")
 TINY = {"pruning_ratio": 0.4, "pruned_layers": 3, "alpha": 2.0}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CASES = [f"tiny {heads} {dtype}" for heads in (8, 2) for dtype in DTYPES] + ["embedded 20", "embedded 50"]

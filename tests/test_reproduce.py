@@ -296,11 +296,11 @@ def test_a_digest_follows_the_profile_and_the_code_and_not_the_outputs(dependent
 @pytest.mark.parametrize(
     ("source", "modules"),
     [
-        ("import slimllm_nb.chunks", {"chunks"}),
-        ("from slimllm_nb.chunks import in_chunks as a", {"chunks"}),
-        ("if True:\n    from slimllm_nb import chunks, regression", {"chunks", "regression"}),
-        ("%matplotlib inline\n!ls\nfrom slimllm_nb import chunks", {"chunks"}),
-        ("from slimllm_nb import chunks\ntext = ('%d'\n% 5)", {"chunks"}),
+        ("import slimllm_nb.llama", {"llama"}),
+        ("from slimllm_nb.llama import head_columns as a", {"llama"}),
+        ("if True:\n    from slimllm_nb import llama, regression", {"llama", "regression"}),
+        ("%matplotlib inline\n!ls\nfrom slimllm_nb import llama", {"llama"}),
+        ("from slimllm_nb import llama\ntext = ('%d'\n% 5)", {"llama"}),
         (
             "from slimllm_nb.sources.articles import clean",
             {"articles", "corpora", "downloads", "embedded", "embedded_texts", "files", "hub", "modeling", "models"}

@@ -16,8 +16,8 @@ def test_the_first_layer_is_pruned_as_the_whole_forms_say(small_model, generator
     seen = {}
 
     def watched(mlp_input_norms, input_norms, output_scatter, gate_weight, up_weight, output_weight):
-        statistics = channels.ChannelStatistics(mlp_input_norms, input_norms, output_scatter)
-        scores = channels.importance_from_statistics(statistics, gate_weight, up_weight, output_weight)
+        norms = mlp_input_norms, input_norms
+        scores = channels.importance_from_statistics(*norms, output_scatter, gate_weight, up_weight, output_weight)
         seen.setdefault("importance", scores)
         return scores
 
@@ -53,7 +53,7 @@ def test_the_first_layer_is_pruned_as_the_whole_forms_say(small_model, generator
 @torch.no_grad()
 @pytest.mark.parametrize("activation_bytes", [None, 0])
 def test_how_often_activations_are_computed(small_model, generator, activation_bytes):
-    """Kept: once. Not kept: once in full, and once more those of the channels that go, for what they gave."""
+    """Kept: once. Not kept: once in full, and once more those that are pruned, for the moments, and the kept ones, for the output."""
     input_ids = torch.randint(0, 101, (6, 10), generator=generator)
     computed = []
     for index, layer in enumerate(small_model.model.layers):
@@ -65,41 +65,14 @@ def test_how_often_activations_are_computed(small_model, generator, activation_b
     pruned, report = prune(small_model, input_ids, **settings, activation_bytes=activation_bytes)
     width = small_model.config.intermediate_size
     expected = []
-    for layer in report.layers[:-1]:  # nobody asks what leaves the last layer, from which nothing goes
+    for layer in report.layers[:-1]:  # behind the last pruned layer nothing is computed
         expected.append((layer.index, width))
         if activation_bytes == 0:
-            expected.append((layer.index, width - len(layer.kept_channels)))
+            kept = len(layer.kept_channels)
+            expected += [(layer.index, width - kept), (layer.index, kept)]
     assert computed == expected
     last, own = pruned.model.layers[-1], small_model.model.layers[-1]
     for name, tensor in own.state_dict().items():
         assert torch.equal(last.state_dict()[name], tensor)
         assert last.state_dict()[name].data_ptr() != tensor.data_ptr()
     assert report.layers[-1].kept_channels == list(range(width)) and report.layers[-1].mlp_error_before is None
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("spared", [0, 1, 2, 3, 4])
-def test_the_first_layers_are_computed_once_where_nothing_goes(spared, small_model, generator):
-    """What leaves them is known from the pass for the similarities; and it is the same, bit by bit, where these are
-    given and the layers are computed again."""
-    input_ids = torch.randint(0, 101, (6, 10), generator=generator)
-    computed = []
-    for index, layer in enumerate(small_model.model.layers):
-        layer.register_forward_hook(lambda *_, index=index: computed.append(index))
-        layer.mlp.gate_proj.register_forward_hook(lambda *_, index=index: computed.append(index + 0.5))
-
-    def from_there_on(similarity, pruning_ratio):
-        return pruning_ratio * (torch.arange(len(similarity)) >= spared)
-
-    settings = SETTINGS | {"method": {"allocation": from_there_on}, "batch_size": 4}
-    pruned, report = prune(small_model, input_ids, **settings)
-    dense = [index + half for _ in range(2) for index in range(4) for half in (0.5, 0)]  # in two batches
-    assert computed[: len(dense)] == dense
-    walked = [] if spared == 4 else range(min(spared, 2), 4)
-    again = [entry for index in walked for entry in ([index + 0.5, index] if index < spared else [index + 0.5]) * 2]
-    assert computed[len(dense) :] == again
-    similarity = torch.tensor([line.similarity for line in report.layers], dtype=torch.float64)
-    expected, other = prune(small_model, input_ids, **settings, similarity=similarity)
-    assert [line.kept_channels for line in report.layers] == [line.kept_channels for line in other.layers]
-    assert pruned.state_dict().keys() == expected.state_dict().keys()
-    assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in pruned.state_dict().items())

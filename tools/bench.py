@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from slimllm_nb.disk import prune_checkpoint
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.methods import as_method
 from slimllm_nb.pruning import prune
-from slimllm_nb.pruning.layer import LayerPruner
+from slimllm_nb.pruning.layer import LayerSettings, prune_layer
 from slimllm_nb.reproduce.profiles import load_profile, run_folder
 from slimllm_nb.sources import load_model, load_texts, load_tokenizer
 
@@ -117,7 +118,8 @@ def wide_case() -> tuple[torch.nn.Module, torch.Tensor, Callable[[torch.Tensor],
 
 
 def pruned_layer(layer, hidden, context):
-    return LayerPruner(as_method("slimllm"))(layer, hidden.clone(), context, (RATIO, RATIO), None, None, 0)
+    settings = LayerSettings(as_method("slimllm"), BATCH)
+    return prune_layer(layer, hidden.clone(), context, (RATIO, RATIO), None, 0, settings)[0]["report"]
 
 
 @torch.no_grad()
@@ -186,8 +188,8 @@ def part_literal() -> dict:
         "literal_seconds": spent,
         "beyond_seconds": beyond,
         "layer7b_speedup_over_literal": sum(spent.values()) / beyond,
-        "same_heads": ours.report.kept_heads == found["heads"],
-        "same_channels": ours.report.kept_channels == found["channels"],
+        "same_heads": ours["kept_heads"] == found["heads"],
+        "same_channels": ours["kept_channels"] == found["channels"],
     }
 
 
@@ -230,11 +232,11 @@ def watched(pid: int | str = "self") -> Iterator[dict]:
 def measure_growth(num_samples: int) -> dict:
     """The first layers, one after the other; what they leave is not kept, so that the pruned model hides nothing."""
     model, ids = embedded_case(num_samples)
-    pruner, context = LayerPruner(as_method("slimllm"), BATCH), calibration.layer_contexts(model)
+    settings, context = LayerSettings(as_method("slimllm"), BATCH), partial(calibration.layer_context, model)
 
     def run(hidden: torch.Tensor) -> None:
         for index, layer in enumerate(model.model.layers[:GROWTH_LAYERS]):
-            pruner(layer, hidden, context, (RATIO, RATIO), None, None, index)
+            prune_layer(layer, hidden, context, (RATIO, RATIO), None, index, settings)
 
     run(calibration.embed(model, ids[:BATCH]))  # what is allocated once and for all
     hidden = calibration.embed(model, ids)

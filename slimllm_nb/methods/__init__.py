@@ -4,14 +4,12 @@
 parts of one method and says where they come from. prune(..., method=...) takes a name or a mapping of parts.
 """
 
-from slimllm_nb.approximate import Approximate
 from slimllm_nb.methods.method import Method, MethodLike, as_method
 from slimllm_nb.methods.registry import KINDS, QUANTITIES, Part, PartError, load_file, method_names, register
 
 __all__ = [
     "KINDS",
     "QUANTITIES",
-    "Approximate",
     "Method",
     "MethodLike",
     "Part",

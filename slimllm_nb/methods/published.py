@@ -3,8 +3,6 @@
 import torch
 
 from slimllm_nb import channels, heads, ratios, regression
-from slimllm_nb.approximate import Approximate
-from slimllm_nb.feature_space import approximate_lengths
 from slimllm_nb.methods.registry import register
 
 
@@ -21,29 +19,21 @@ def greedy(scores, contribution_covariance, num_pruned):
 
 
 @register.channel_score("feature_space")
-def feature_space(mlp_input_norms, input_norms, output_scatter, gate_weight, up_weight, output_weight, order_decides):
-    """Paper eqs. 5-8: direction and magnitude in feature space. In a wide layer exact near the cut, and elsewhere
-    within bounds, where that is enough."""
-    if not order_decides or len(output_scatter) < channels.WIDE:
-        statistics = channels.ChannelStatistics(mlp_input_norms, input_norms, output_scatter)
-        return channels.importance_from_statistics(statistics, gate_weight, up_weight, output_weight)
-    others = channels.gate_and_up_terms(mlp_input_norms, gate_weight, up_weight)
-    lengths = approximate_lengths(output_scatter, output_weight)
-
-    def exactly(some):
-        return input_norms[some] * lengths.exactly(some) + others[some]
-
-    return Approximate(input_norms * lengths.values + others, input_norms * lengths.bounds, exactly)
+def feature_space(mlp_input_norms, input_norms, output_scatter, gate_weight, up_weight, output_weight):
+    """Paper eqs. 5-8: direction and magnitude in feature space."""
+    return channels.importance_from_statistics(
+        mlp_input_norms, input_norms, output_scatter, gate_weight, up_weight, output_weight
+    )
 
 
-@register.channel_selection("keep_lowest", by_rank=True)
+@register.channel_selection("keep_lowest")
 def keep_lowest(scores, num_pruned, keep_lowest=0.01):
     """The lowest go, but for the very lowest `keep_lowest` of all (the authors' code; not in the paper)."""
     return channels.select_channels(scores, num_pruned, keep_lowest)
 
 
 @register.head_selection("lowest")
-@register.channel_selection("lowest", by_rank=True)
+@register.channel_selection("lowest")
 def lowest(scores, num_pruned):
     """The lowest scores go."""
     return torch.argsort(scores, stable=True)[num_pruned:].sort().values

@@ -52,7 +52,6 @@ _CHANNELS = {
     "up_weight": "(intermediate, hidden)",
     "gate_gradient": "as gate_weight",
     "up_gradient": "as up_weight",
-    "order_decides": "bool: whether the order of the scores alone decides; then methods.Approximate may be returned",
 }
 _CHOICE = {
     "scores": "(heads,) or (intermediate,): what the score gave",
@@ -102,7 +101,6 @@ class Part:
     needs: tuple[str, ...]
     options: Mapping[str, object] = field(default_factory=dict)
     adds_bias: bool = True  # a recovery: whether the projections that it works on get a bias
-    by_rank: bool = False  # a selection: which go is decided by the places of the scores in their order alone
 
     def __call__(self, quantities: Mapping[str, object]):
         return self.function(**{name: quantities[name] for name in self.needs}, **self.options)
@@ -140,10 +138,9 @@ class Register:
         """(kept,) the heads to keep, sorted."""
         return self._decorator("head_selection", name)
 
-    def channel_selection(self, name: str, by_rank: bool = False):
-        """(kept,) the channels to keep, sorted. by_rank: it asks for scores and num_pruned alone, and the places of the
-        scores in their order are all that counts."""
-        return self._decorator("channel_selection", name, by_rank=by_rank)
+    def channel_selection(self, name: str):
+        """(kept,) the channels to keep, sorted."""
+        return self._decorator("channel_selection", name)
 
     def allocation(self, name: str):
         """(layers,) the ratio of every layer, or (layers, 2): of its heads and of its channels."""
@@ -162,13 +159,13 @@ class Register:
             )
         _methods[name] = parts
 
-    def _decorator(self, kind: str, name: str, adds_bias: bool = True, by_rank: bool = False):
+    def _decorator(self, kind: str, name: str, adds_bias: bool = True):
         def registered(function: Callable) -> Callable:
             known = _parts.get((kind, name))
             # A notebook's cell may run again; what the package brings keeps its name.
             if known and known.function.__module__ != function.__module__:
                 raise PartError(f"{kind} {name!r} exists already, in {known.function.__module__}: choose another name")
-            _parts[kind, name] = make_part(kind, name, function, adds_bias=adds_bias, by_rank=by_rank)
+            _parts[kind, name] = make_part(kind, name, function, adds_bias=adds_bias)
             return function
 
         return registered
@@ -177,14 +174,7 @@ class Register:
 register = Register()
 
 
-def make_part(
-    kind: str,
-    name: str,
-    function: Callable,
-    options: Mapping | None = None,
-    adds_bias: bool = True,
-    by_rank: bool = False,
-) -> Part:
+def make_part(kind: str, name: str, function: Callable, options: Mapping | None = None, adds_bias: bool = True) -> Part:
     """A Part; errors: PartError for a parameter that is no quantity of this kind, or an option that does not exist."""
     allowed, needs, free = QUANTITIES[kind], [], []
     for parameter in inspect.signature(function).parameters.values():
@@ -200,11 +190,7 @@ def make_part(
             )
     if unknown := set(options or {}) - set(free):
         raise PartError(f"{kind} {name!r} has no option {listed(sorted(unknown))}; allowed: {listed(free) or 'none'}")
-    if by_rank and set(needs) != {"scores", "num_pruned"}:
-        raise PartError(
-            f"{kind} {name!r} is by_rank and asks for {listed(needs)}; allowed: scores and num_pruned alone"
-        )
-    part = Part(kind, name, function, tuple(needs), dict(options or {}), adds_bias, by_rank)
+    part = Part(kind, name, function, tuple(needs), dict(options or {}), adds_bias)
     if set(needs) == {"scores", "num_pruned"}:  # tried at once: a wrong option or shape need not cost minutes
         checked_choice(part, part({"scores": torch.arange(10.0).double(), "num_pruned": 3}), 10, 3, str(part))
     return part
@@ -230,7 +216,7 @@ def find_part(kind: str, wanted: str | Callable | Mapping | Part) -> Part:
         names = sorted(name for each, name in _parts if each == kind)
         raise PartError(f"unknown {kind} {wanted!r}; allowed: {listed(names)}, or a function")
     part = _parts[kind, wanted]
-    return make_part(kind, part.name, part.function, options, part.adds_bias, part.by_rank) if options else part
+    return make_part(kind, part.name, part.function, options, part.adds_bias) if options else part
 
 
 def registered_parts(function: Callable) -> list[Part]:
@@ -299,3 +285,27 @@ def checked_choice(part: Part, kept, count: int, num_pruned: int, where: str) ->
             f"{where}: {part} returned {found}: {kept}; allowed: {wanted} different positions of {count}, sorted"
         )
     return kept
+
+
+def checked_recovery(
+    part: Part, result, weight: torch.Tensor, kept: int, where: str
+) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, float]]:
+    """What a recovery returned, in float64 on the weight's device, and its notes.
+
+    Raises: PartError unless it is a scale and a shift, or a weight and a bias (or None), all finite.
+    """
+    hidden = len(weight)
+    shapes = [((hidden,), (hidden,)), ((hidden, kept), (hidden,))]
+    try:
+        first, second, notes = (*result, {})[:3] if len(result) in (2, 3) else result
+        found = (tuple(first.shape), (hidden,) if second is None else tuple(second.shape))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise PartError(
+            f"{where}: {part} returned {type(result).__name__}; allowed: a pair of tensors (and a dict of notes), None"
+        ) from error
+    if found not in shapes or (first.ndim == 1 and second is None):
+        raise PartError(f"{where}: {part} returned shapes {found[0]}, {found[1]}; allowed: {shapes[0]} or {shapes[1]}")
+    if not torch.isfinite(first).all() or (second is not None and not torch.isfinite(second).all()):
+        raise PartError(f"{where}: {part} returned values that are not finite")
+    first, second = (None if one is None else one.to(weight.device, torch.float64) for one in (first, second))
+    return first, second, notes

@@ -1,31 +1,31 @@
 """SlimLLM as a whole, or another method made of parts: prune(model, input_ids, ...) (paper section 4).
 
-Decoder layers are handled in order. Inside a layer the heads go first; the MLP is scored on the output of the pruned
-attention, and the next layer on the output of the pruned layer: on the activations that the pruned model will have.
+Decoder layers are handled in order, each on the output of the pruned ones before it: on the activations that the pruned
+model will have. The same loop serves a model on disk (disk.py), which differs in where a layer comes from and goes to.
 """
 
 import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from slimllm_nb import calibration
+from slimllm_nb import calibration, ratios
+from slimllm_nb.evaluation import count_parameters
+from slimllm_nb.llama import require_samples
 from slimllm_nb.methods import MethodLike, as_method
+from slimllm_nb.methods.gradients import gradient_names, loss_gradients
 from slimllm_nb.progress import bar as progress_bar
-from slimllm_nb.pruning.allocation import Allocator
-from slimllm_nb.pruning.amount import Amount, check_input
-from slimllm_nb.pruning.gradients import loss_gradients
-from slimllm_nb.pruning.layer import LayerPruner, PrunedLayer
-from slimllm_nb.pruning.planned import Planned
-from slimllm_nb.pruning.quantities import gradient_names
-from slimllm_nb.pruning.report import PruningReport
-from slimllm_nb.pruning.rows import Context
-from slimllm_nb.pruning.similarity import dense_pass
+from slimllm_nb.pruning.budget import Plan, PruningTarget, check_met
+from slimllm_nb.pruning.layer import LayerSettings, dense_scores, prune_layer
+from slimllm_nb.pruning.report import LayerReport, PartReport, PruningReport
 from slimllm_nb.pruning.slicing import assemble
-
-LEADING = 2  # first layers whose outputs are kept while similarities are computed: pruning needs as much room later
+from slimllm_nb.pruning.sublayers import require_finite
 
 
 @torch.no_grad()
@@ -54,79 +54,169 @@ def prune(
     method: a name ("slimllm", "flap", ...) or what is to be changed of SlimLLM: {"recovery": "none"}, {"channel_score":
     my_function}; see methods.as_method and methods.QUANTITIES.
     similarity: layer_similarities(model, input_ids), when it is known already: saves one forward pass.
-    seed: of parts that draw at random. batch_size: samples at a time. activation_bytes: an MLP's activations are kept
-    up to this size, else computed again when they are needed; None: as much as the layer's weights, and 64 MiB in any
-    case. Beside them and the model there are twice the tokens' hidden states and the statistics of one layer.
+    seed: of parts that draw at random. batch_size: samples at a time; out of memory on an accelerator halves it.
+    activation_bytes: an MLP's activations are kept up to this size, else computed again when they are needed; None: as
+    much as the layer's weights, and 64 MiB in any case. Beside them and the model there are four times the tokens'
+    hidden states and the statistics of one layer.
 
-    Errors: ValueError naming the setting, the part or the layer: a setting out of range, a target out of reach, an
+    Raises: ValueError naming the setting, the part or the layer: a setting out of range, a target out of reach, an
     unknown part or one that returns what it may not, an architecture that is not LLaMA's, samples longer than the
     model's limit, activations that are not finite.
     """
-    start = time.perf_counter()
-    method = as_method(method)
-    check_input(model, input_ids, batch_size)
-    amount = Amount(pruning_ratio, target_parameters, target_of, pruned_layers, alpha)
-    amount.check(model)
+    start, method = time.perf_counter(), as_method(method)
+    require_samples(model, input_ids, batch_size)
+    target = PruningTarget(pruning_ratio, target_parameters, target_of, pruned_layers, alpha)
+    target.check(model)
     names = gradient_names(method)
     gradients = loss_gradients(model, input_ids, names, batch_size, progress) if names else None
-    pruner = LayerPruner(method, batch_size, activation_bytes, seed, gradients)
-    leaving = []  # LLaMA's first layers change their input most and are spared: then they need not be computed again
-    if similarity is None and "similarity" in method.allocation.needs:
-        similarity, leaving = dense_pass(model, input_ids, LEADING, batch_size, progress)
-    allocator = Allocator(
-        method.allocation,
-        model,
-        {"similarity": similarity, "pruned_layers": pruned_layers, "alpha": alpha},
-        (lambda: _dense_scores(pruner, model, input_ids, progress)) if method.scores_dense_model else None,
-    )
-    planned = amount.planned(allocator, model, method)
-    layers = _prune_layers(pruner, model, input_ids, planned, similarity, leaving, progress)
-    pruned = assemble(model, [layer.tensors for layer in layers], [layer.overrides for layer in layers])
-    reports, seconds = [layer.report for layer in layers], time.perf_counter() - start
-    return pruned, amount.report(method, planned, model, pruned, reports, seconds)
+    settings = LayerSettings(method, batch_size, activation_bytes, seed, gradients)
+    return prune_decoder(Layers(model), input_ids, target, settings, similarity, progress, start)
 
 
-def _begun(
-    pruner: LayerPruner, model: LlamaForCausalLM, input_ids: Tensor, entering: list[Tensor] | None = None
-) -> tuple[Tensor, Context]:
-    """What enters the first layer, or these batches of what enters another, and the context of a batch of it."""
-    batches = entering or [calibration.embed(model, batch) for batch in input_ids.split(pruner.batch_size)]
-    return torch.cat(batches), calibration.layer_contexts(model)
+@torch.no_grad()
+def layer_similarities(
+    model: LlamaForCausalLM, input_ids: Int[Tensor, "samples length"], *, batch_size: int = 8, progress: bool = True
+) -> Float[Tensor, "layers"]:
+    """ratios.layer_similarity of every decoder layer of the dense model: one forward pass. Float64, on the CPU.
+
+    Raises: ValueError naming the first layer whose activations are not finite.
+    """
+    return _similarities(Layers(model), input_ids, batch_size, progress)
 
 
-def _dense_scores(
-    pruner: LayerPruner, model: LlamaForCausalLM, input_ids: Tensor, progress: bool
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Head scores and channel scores of every layer of the dense model."""
-    hidden, context = _begun(pruner, model, input_ids)
-    bar = progress_bar(model.model.layers, desc="dense scores", unit="layer", progress=progress)
-    both = [pruner.scores(layer, hidden, context, index) for index, layer in enumerate(bar)]
-    return [heads for heads, _ in both], [channels for _, channels in both]
+class Layers:
+    """Where decoder layers come from, and where what was made of them goes: here, a model in memory. See also
+    disk.StoredLayers."""
+
+    def __init__(self, model: LlamaForCausalLM):
+        self.model, self.results = model, {}
+
+    def layer(self, index: int) -> nn.Module:
+        return self.model.model.layers[index]
+
+    def embed(self, input_ids: Int[Tensor, "samples length"]) -> Float[Tensor, "samples length hidden"]:
+        return calibration.embed(self.model, input_ids)
+
+    def outside(self) -> LlamaForCausalLM:
+        """The model for what is outside its layers: embeddings, last norm, head."""
+        return self.model
+
+    def begun(self, walk: str) -> tuple[int, Tensor | None]:
+        """How many layers of this walk are done already, and the output of the last of them."""
+        return 0, None
+
+    def keep(self, walk: str, index: int, hidden: Tensor, value, tensors: dict[str, Tensor]) -> None:
+        """A result of one layer: a value for JSON, and tensors. hidden: the layer's output."""
+        self.results[walk, index] = value, tensors
+
+    def kept(self, walk: str, index: int) -> tuple:
+        return self.results[walk, index]
 
 
-def _prune_layers(
-    pruner: LayerPruner,
-    model: LlamaForCausalLM,
-    input_ids: Tensor,
-    planned: Planned,
-    similarity: Tensor | None,
-    leaving: list[list[Tensor]],
+def walk(layers: Layers, name: str, step: Callable, input_ids: Tensor, batch_size: int, progress: bool) -> list[tuple]:
+    """step(layer, hidden, context, index, batch_size) for every layer: overwrites `hidden` (samples, length, hidden),
+    the layer's input, with its output; returns a value and tensors. Goes on where it was cut off."""
+    total, context = len(layers.model.model.layers), partial(calibration.layer_context, layers.model)
+    start, hidden = layers.begun(name)
+    if start < total and hidden is None:
+        hidden = layers.embed(input_ids)
+    options = {"desc": name, "unit": "layer", "initial": start, "total": total, "progress": progress}
+    for index in progress_bar(range(start, total), **options):
+        layer, before, done = layers.layer(index), hidden.clone(), None
+        while done is None:
+            try:
+                done = step(layer, hidden, context, index, batch_size)
+            except torch.OutOfMemoryError:
+                if batch_size == 1:
+                    raise
+                batch_size //= 2
+                message = f"decoder layer {index}: out of memory; from here on {batch_size} samples at a time"
+                warnings.warn(message, stacklevel=2)
+                hidden.copy_(before)  # a step that fails leaves a part of it overwritten
+                if hidden.device.type != "cpu":
+                    torch.accelerator.empty_cache()
+        layers.keep(name, index, hidden, *done)
+        del layer, before, done  # before the next layer is read
+    return [layers.kept(name, index) for index in range(total)]
+
+
+def prune_decoder(
+    layers: Layers,
+    input_ids: Int[Tensor, "samples length"],
+    target: PruningTarget,
+    settings: LayerSettings,
+    similarity: Float[Tensor, "layers"] | None,
     progress: bool,
-) -> list[PrunedLayer]:
-    """Layer after layer, each on what comes out of the pruned ones before it. leaving: what leaves the first layers of
-    the dense model, as far as it is known; forgotten afterwards."""
-    done_with = min(planned.first, len(leaving))  # the first layers, where nothing goes and what leaves is known
-    entering = leaving[done_with - 1] if done_with else None
-    leaving.clear()
-    hidden, context = _begun(pruner, model, input_ids, entering)
-    del entering
-    pruned, carried = [], 0.0
-    bar = progress_bar(model.model.layers, desc="pruning", unit="layer", progress=progress)
-    for index, layer in enumerate(bar):
-        one = None if similarity is None else similarity[index].item()
-        if index < done_with:
-            done = pruner.spare(layer, None, context, one, index)
-        else:
-            done, carried = planned.prune(pruner, layer, hidden, context, carried, one, index)
-        pruned.append(done)
-    return pruned
+    start: float,
+) -> tuple[LlamaForCausalLM, PruningReport]:
+    """prune() and disk.prune_checkpoint() after their settings were checked. start: time.perf_counter() of the call."""
+    method, walked = settings.method, (input_ids, settings.batch_size, progress)
+    if similarity is None and "similarity" in method.allocation.needs:
+        similarity = _similarities(layers, *walked)
+    known = {"similarity": similarity}
+    if method.scores_dense_model:
+        scores = [tensors for _, tensors in walk(layers, "dense scores", partial(_score_step, settings), *walked)]
+        known |= {f"{name}_scores": [one[name] for one in scores] for name in ("head", "channel")}
+    plan = target.plan(method, layers.model, known)
+    done = walk(layers, "pruning", partial(_prune_step, layers, plan, settings), *walked)
+    pruned = assemble(layers.outside(), [tensors for _, tensors in done], [value["overrides"] for value, _ in done])
+    lines = [LayerReport.model_validate(value["report"]) for value, _ in done]
+    for one, value in zip(lines, similarity.tolist() if similarity is not None else [None] * len(lines), strict=True):
+        one.similarity = value
+    return pruned, _report(method.name, target, plan, layers.model, pruned, lines, time.perf_counter() - start)
+
+
+def _similarities(layers: Layers, *walked) -> Float[Tensor, "layers"]:
+    found = walk(layers, "layer similarity", _similarity_step, *walked)
+    return torch.tensor([value for value, _ in found], dtype=torch.float64)
+
+
+def _similarity_step(layer, hidden, context, index: int, batch_size: int) -> tuple[float, dict]:
+    total = 0.0
+    for batch in hidden.split(batch_size):
+        output = layer(batch, **context(batch))
+        similarity = ratios.layer_similarity(batch.flatten(0, 1), output.flatten(0, 1))
+        require_finite(similarity, f"decoder layer {index}")
+        total += similarity.item() * len(batch)  # every sample has the same number of tokens
+        batch.copy_(output)
+    return total / len(hidden), {}
+
+
+def _score_step(settings: LayerSettings, layer, hidden, context, index: int, batch_size: int) -> tuple[None, dict]:
+    return None, dense_scores(layer, hidden, context, index, replace(settings, batch_size=batch_size))
+
+
+def _prune_step(
+    layers: Layers, plan: Plan, settings: LayerSettings, layer, hidden, context, index: int, batch_size: int
+) -> tuple[dict, dict]:
+    """One layer as planned. carried: parameters that the layers before could not give, or gave too much; this one
+    settles them."""
+    carried = layers.kept("pruning", index - 1)[0]["carried"] if index else 0.0
+    shares = tuple(plan.layer_ratios[index].tolist())
+    removal = None if plan.removals is None or not any(shares) else plan.removals[index] + carried
+    needed = hidden if plan.layer_ratios[index:].any() else None  # behind the last pruned layer no output is needed
+    settings = replace(settings, batch_size=batch_size)
+    value, tensors = prune_layer(layer, needed, context, shares, removal, index, settings)
+    return value | {"carried": carried if removal is None else removal - value["removed"]}, tensors
+
+
+def _report(
+    name: str, target: PruningTarget, plan: Plan, model, pruned, layers: list[LayerReport], seconds: float
+) -> PruningReport:
+    """What was done. Raises: ValueError where a target was missed."""
+    before, after = count_parameters(model), count_parameters(pruned)
+    wanted = target.target_parameters
+    if wanted is not None:
+        check_met(wanted, target.target_of, after[target.target_of] / before[target.target_of])
+    return PruningReport(
+        method=name,
+        pruning_ratio=plan.pruning_ratio,
+        pruned_layers=target.pruned_layers,
+        alpha=target.alpha,
+        target_parameters=wanted,
+        target_of=None if wanted is None else target.target_of,
+        model=PartReport(before=before["model"], after=after["model"]),
+        decoder=PartReport(before=before["decoder"], after=after["decoder"]),
+        layers=layers,
+        seconds=seconds,
+    )

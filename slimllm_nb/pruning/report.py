@@ -9,7 +9,7 @@ class LayerReport(BaseModel):
     Notes are what a recovery says of itself, such as the penalty that it chose."""
 
     index: int
-    similarity: float | None  # None: the method does not ask for it
+    similarity: float | None = None  # None: the method does not ask for it
     ratio: float  # allocated to the heads
     channel_ratio: float | None = None  # allocated to the channels; None: as to the heads
     clipped: bool  # the allocated ratio would have taken every head or every channel

@@ -7,7 +7,22 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from slimllm_nb.llama import PROJECTIONS
+from slimllm_nb.methods.method import Method
 from slimllm_nb.progress import bar as progress_bar
+
+
+def gradient_names(method: Method) -> list[str]:
+    """Which of a layer's parameters ("mlp.up_proj.weight") this method's parts ask the gradients of."""
+    parts = {"self_attn": method.head_parts, "mlp": method.channel_parts}
+    if method.scores_dense_model:
+        parts = {"self_attn": [*parts["self_attn"], method.head_score], "mlp": [*parts["mlp"], method.channel_score]}
+    return [
+        f"{sublayer}.{projection}.weight"
+        for sublayer, names in PROJECTIONS.items()
+        for name, projection in names.items()
+        if any(f"{name}_gradient" in part.needs for part in parts[sublayer])
+    ]
 
 
 def loss_gradients(

@@ -1,0 +1,272 @@
+"""From disk, one decoder layer at a time: pruning and perplexity of a LLaMA that need not fit in memory.
+
+prune_checkpoint() is prune() with another source of layers and another sink: a layer is read, pruned and written before
+the next one is read. In memory are one layer, its statistics and the tokens' hidden states.
+"""
+
+import copy
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from slimllm_nb import calibration
+from slimllm_nb.comparison import identity
+from slimllm_nb.evaluation.perplexity import negative_log_likelihood, of_sum
+from slimllm_nb.export.checkpoint import require_free, save_checkpoint
+from slimllm_nb.files import replacing, write_text
+from slimllm_nb.llama import require_fitting, require_length, require_llama, require_samples
+from slimllm_nb.methods import MethodLike, as_method
+from slimllm_nb.methods.gradients import gradient_names
+from slimllm_nb.progress import bar as progress_bar
+from slimllm_nb.pruning.budget import PruningTarget
+from slimllm_nb.pruning.layer import LayerSettings
+from slimllm_nb.pruning.prune import Layers, prune_decoder
+from slimllm_nb.pruning.report import PruningReport
+from slimllm_nb.sources import SourceError, load_tokenizer
+from slimllm_nb.sources.models import find_device, require_llama_config
+
+HIDDEN_BYTES = 1 << 30  # hidden states that wait in memory for perplexity; more blocks read the layers once more
+
+
+class StoredModel:
+    """A LLaMA in a folder with safetensors. `skeleton` is the model with its layers' weights on the meta device (shapes
+    alone); embedding, last norm and head are memory-mapped in the files' dtype. `layer(index)` reads one layer.
+
+    dtype: of the weights as they are computed with; "auto": the checkpoint's own. device: where layers are computed.
+    Raises: SourceError naming the folder and the first weight that is missing or has another shape than the config
+    says; before any weight is read.
+    """
+
+    def __init__(self, folder: str | Path, dtype: torch.dtype | str = "auto", device: torch.device | str = "cpu"):
+        self.folder, self.device = Path(folder), torch.device(device)
+        if not (self.folder / "config.json").is_file():
+            raise SourceError(f"{self.folder} has no config.json; allowed: a folder with a LLaMA in safetensors")
+        require_llama_config(str(self.folder), str(self.folder), {})
+        config = AutoConfig.from_pretrained(self.folder)
+        self.dtype = (config.dtype or torch.float32) if dtype == "auto" else dtype
+        with torch.device("meta"):
+            self.skeleton = AutoModelForCausalLM.from_config(config, dtype=self.dtype).eval().requires_grad_(False)
+        require_llama(self.skeleton)
+        self.skeleton.config.name_or_path = str(self.folder)
+        if (self.folder / "generation_config.json").is_file():
+            self.skeleton.generation_config = GenerationConfig.from_pretrained(self.folder)
+        self._file_of = self._files()
+        self._check()
+        self.skeleton.model.rotary_emb = LlamaRotaryEmbedding(config).to(self.device)  # its buffers are in no file
+        outside = {name for name in self._file_of if not name.startswith("model.layers.")}
+        outside &= self.skeleton.state_dict().keys()
+        self.skeleton.load_state_dict(self._read(outside, "cpu", None), strict=False, assign=True)
+        self.skeleton.tie_weights()
+
+    def layer(self, index: int) -> nn.Module:
+        """A decoder layer with its weights on the device; on the CPU in the checkpoint's own dtype they stay mapped."""
+        module, prefix = copy.deepcopy(self.skeleton.model.layers[index]), f"model.layers.{index}."
+        tensors = self._read({prefix + name for name in module.state_dict()}, str(self.device), self.dtype)
+        module.load_state_dict({name.removeprefix(prefix): one for name, one in tensors.items()}, assign=True)
+        return module.requires_grad_(False).eval()
+
+    def embed(self, input_ids: Int[Tensor, "samples length"]) -> Float[Tensor, "samples length hidden"]:
+        weight = self.skeleton.model.embed_tokens.weight
+        return nn.functional.embedding(input_ids.to(weight.device), weight).to(self.device, self.dtype)
+
+    def _files(self) -> dict[str, Path]:
+        """The file of every weight."""
+        if (self.folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+            names = json.loads((self.folder / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
+        elif (self.folder / SAFE_WEIGHTS_NAME).is_file():
+            with _opened(self.folder / SAFE_WEIGHTS_NAME) as opened:
+                names = dict.fromkeys(opened.keys(), SAFE_WEIGHTS_NAME)
+        else:
+            allowed = f"neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}; allowed: weights in safetensors"
+            raise SourceError(f"{self.folder} has {allowed}")
+        if missing := sorted({name for name in names.values() if not (self.folder / name).is_file()}):
+            raise SourceError(f"{self.folder} lacks {len(missing)} of its files of weights, the first is {missing[0]}")
+        return {name: self.folder / file for name, file in names.items()}
+
+    def _check(self) -> None:
+        expected = {name: tuple(one.shape) for name, one in self.skeleton.state_dict().items()}
+        if self.skeleton.config.tie_word_embeddings:
+            expected.pop("lm_head.weight", None)
+        if missing := sorted(expected.keys() - self._file_of.keys()):
+            raise SourceError(f"{self.folder} lacks {len(missing)} weights, the first is {missing[0]}")
+        for file in sorted(set(self._file_of.values())):
+            with _opened(file) as opened:
+                for name in opened.keys() & expected.keys():
+                    if (found := tuple(opened.get_slice(name).get_shape())) != expected[name]:
+                        says = f"the config of {self.folder} says {expected[name]}"
+                        raise SourceError(f"{file}: {name} has shape {found}; {says}")
+
+    def _read(self, names: set[str], device: str, dtype: torch.dtype | None) -> dict[str, Tensor]:
+        """These weights; dtype: None for the file's own. On the CPU they are memory-mapped where it is that."""
+        tensors = {}
+        for file in sorted({self._file_of[name] for name in names}):
+            with _opened(file, device) as opened:
+                here = [name for name in sorted(names) if self._file_of[name] == file]
+                tensors |= {name: opened.get_tensor(name).to(dtype) for name in here}
+        return tensors
+
+
+def _opened(file: Path, device: str = "cpu"):
+    try:
+        return safe_open(file, framework="pt", device=device)
+    except (SafetensorError, OSError) as error:
+        raise SourceError(f"cannot read {file}: {error}") from error
+
+
+class StoredLayers(Layers):
+    """Layers of a stored model, and a folder of what was made of them. A layer is done once its output is there, which
+    is written last. key: all that decides the result; a folder that was begun with something else is emptied."""
+
+    def __init__(self, stored: StoredModel, folder: Path, key: dict):
+        self.stored, self.folder, self.model = stored, folder, stored.skeleton
+        text, path = json.dumps(key, sort_keys=True, indent=1), folder / "key.json"
+        if folder.is_dir() and not (path.is_file() and path.read_text(encoding="utf-8") == text):
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+        self.layer, self.embed = stored.layer, stored.embed
+
+    def outside(self):
+        return self.model.to(self.stored.dtype)
+
+    def begun(self, walk: str) -> tuple[int, Tensor | None]:
+        files = sorted(self.folder.glob(f"{walk}-hidden-*.safetensors"))
+        if not files:
+            return 0, None
+        return int(files[-1].stem.rpartition("-")[2]), load_file(files[-1])["hidden"].to(self.stored.device)
+
+    def keep(self, walk: str, index: int, hidden: Tensor, value, tensors: dict[str, Tensor]) -> None:
+        with replacing(self.folder / f"{walk}-tensors-{index:05}.safetensors") as partial_file:
+            save_file({name: one.contiguous().cpu() for name, one in tensors.items()}, partial_file)
+        write_text(self.folder / f"{walk}-value-{index:05}.json", json.dumps(value))
+        with replacing(self.folder / f"{walk}-hidden-{index + 1:05}.safetensors") as partial_file:
+            save_file({"hidden": hidden.contiguous().cpu()}, partial_file)
+        (self.folder / f"{walk}-hidden-{index:05}.safetensors").unlink(missing_ok=True)
+
+    def kept(self, walk: str, index: int) -> tuple:
+        """Tensors as they were kept, memory-mapped."""
+        value = json.loads((self.folder / f"{walk}-value-{index:05}.json").read_text(encoding="utf-8"))
+        return value, load_file(self.folder / f"{walk}-tensors-{index:05}.safetensors")
+
+
+@torch.no_grad()
+def prune_checkpoint(
+    source: str | Path,
+    target: str | Path,
+    input_ids: Int[Tensor, "samples length"],
+    *,
+    pruning_ratio: float | None = None,
+    target_parameters: float | None = None,
+    target_of: str = "model",
+    pruned_layers: int,
+    alpha: float,
+    method: MethodLike = "slimllm",
+    similarity: Float[Tensor, "layers"] | None = None,
+    seed: int = 0,
+    batch_size: int = 8,
+    activation_bytes: int | None = None,
+    dtype: torch.dtype | str = "auto",
+    device: str = "cpu",
+    progress: bool = True,
+    max_shard_size: str = "2GB",
+    **card: str | None,
+) -> PruningReport:
+    """Prune the LLaMA in the folder `source` and write a checkpoint into `target`; returns the report.
+
+    Settings as in prune(), which keeps the same heads and channels. dtype: what is computed with and written ("auto":
+    the checkpoint's own). device: "cpu", "cuda", or "auto". max_shard_size, base_model, licence: as in save_checkpoint.
+
+    What is cut off goes on at the layer where it was, when it is called again with the same settings: finished layers
+    stand in `.<target>.work` beside the target until the checkpoint is whole.
+    Raises: as prune(); SourceError for a folder that holds no LLaMA in safetensors; FileExistsError for a target
+    that holds something else than a checkpoint; ValueError for a method that needs gradients of the whole model, and
+    for a disk without room. All before the first layer is computed.
+    """
+    start, target, method = time.perf_counter(), Path(target).absolute(), as_method(method)
+    require_free(target)
+    if gradient_names(method):
+        raise ValueError(f"method {method.name} asks for gradients, which need the whole model in memory: use prune()")
+    stored = StoredModel(source, dtype, find_device(device))
+    require_samples(stored.skeleton, input_ids, batch_size)
+    amount = PruningTarget(pruning_ratio, target_parameters, target_of, pruned_layers, alpha)
+    amount.check(stored.skeleton)
+    tokenizer = load_tokenizer(str(source))
+    require_fitting(stored.skeleton, tokenizer)
+    folder = target.with_name(f".{target.name}.work")
+    _require_room(folder, 2 * sum(one.numel() for one in stored.skeleton.parameters()) * stored.dtype.itemsize)
+    key = {
+        "source": identity.of_files(stored.folder.glob("*")),
+        "computed": [str(stored.dtype), stored.device.type],
+        "method": identity.of_method(method),
+        "inputs": [None if one is None else identity.of_tensor(one) for one in (input_ids, similarity)],
+        "settings": [dataclasses.astuple(amount), seed, batch_size, activation_bytes],
+    }
+    settings = LayerSettings(method, batch_size, activation_bytes, seed)
+    layers = StoredLayers(stored, folder, key)
+    pruned, report = prune_decoder(layers, input_ids, amount, settings, similarity, progress, start)
+    card["base_model"] = card.get("base_model") or str(source)
+    save_checkpoint(pruned, tokenizer, target, report=report, max_shard_size=max_shard_size, **card)
+    shutil.rmtree(folder)
+    return report
+
+
+def _require_room(folder: Path, size: int) -> None:
+    """Raises: ValueError unless the disk has room for so many bytes, those counted that are in the folder already."""
+    there, place = sum(path.stat().st_size for path in folder.glob("*")), folder
+    while not place.exists():
+        place = place.parent
+    if (free := shutil.disk_usage(place).free) + there < size:
+        raise ValueError(
+            f"{place} has {free / 1e9:.1f} GB free; the finished layers and the checkpoint made of them may take "
+            f"{(size - there) / 1e9:.1f} GB: give a target on another disk"
+        )
+
+
+@torch.no_grad()
+def checkpoint_perplexity(
+    folder: str | Path,
+    blocks: Mapping[str, Int[Tensor, "blocks block_length"]],
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str = "cpu",
+    batch_size: int = 8,
+    progress: bool = True,
+) -> dict[str, float]:
+    """evaluation.perplexity of the model in `folder`, dense or pruned, on every corpus.
+
+    In memory are one layer, or the output head, and at most 1 GiB of hidden states. dtype, device: as in
+    prune_checkpoint. Raises: SourceError for a folder that holds no LLaMA in safetensors; ValueError for blocks that
+    are longer than the model's limit, and for a perplexity that is not finite.
+    """
+    stored = StoredModel(folder, dtype, find_device(device))
+    for corpus, ids in blocks.items():
+        require_length(stored.skeleton, ids.shape[1], f"a block of {corpus}")
+    norm, head = (one.to(stored.device, stored.dtype) for one in (stored.skeleton.model.norm, stored.skeleton.lm_head))
+    context, found = partial(calibration.layer_context, stored.skeleton), {}
+    for corpus, ids in blocks.items():
+        total, block_bytes = 0.0, stored.dtype.itemsize * stored.skeleton.config.hidden_size * ids.shape[1]
+        for some in ids.split(max(batch_size, HIDDEN_BYTES // block_bytes)):
+            hidden = stored.embed(some).cpu()  # they wait there: an accelerator holds a batch alone
+            layers = range(len(stored.skeleton.model.layers))
+            for index in progress_bar(layers, desc=f"{corpus}, layer", progress=progress):
+                layer = stored.layer(index)
+                for batch in hidden.split(batch_size):
+                    there = batch.to(stored.device)
+                    batch.copy_(layer(there, **context(there)))
+            for batch, asked in zip(hidden.split(batch_size), some.split(batch_size), strict=True):
+                total += negative_log_likelihood(head(norm(batch.to(stored.device))), asked.to(stored.device))
+        found[corpus] = of_sum(total, ids, f"{folder}: the mean negative log-likelihood on {corpus}")
+    return found
