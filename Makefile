@@ -31,10 +31,11 @@ reproduce: setup ## run the notebooks and judge the paper's claims [PROFILE=embe
 	$(PYTHON) -m slimllm_nb.reproduce --profile $(PROFILE)
 
 quick: lint ## lint, then every test that is quick and executes no notebook
-	$(PYTHON) -m pytest -m "not slow and not notebook"
+	$(PYTHON) -m pytest -n auto -m "not slow and not notebook"
 
 test: lint ## lint, then all tests, the notebooks' outputs among them
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto -m "not notebook"
+	$(PYTHON) -m pytest -m notebook
 
 check: setup ## run a profile's executed notebooks again on a copy and compare the checked cells [PROFILE=embedded]
 	$(PYTHON) -m slimllm_nb.reproduce.check --profile $(PROFILE)

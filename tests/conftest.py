@@ -1,5 +1,10 @@
 """Shapes are checked: every annotated function of the package runs under jaxtyping's checker in the tests."""
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: threads of several workers would wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import jaxtyping
 import pytest
 import torch

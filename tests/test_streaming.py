@@ -53,7 +53,7 @@ def test_the_first_layer_is_pruned_as_the_whole_forms_say(small_model, generator
 @torch.no_grad()
 @pytest.mark.parametrize("activation_bytes", [None, 0])
 def test_how_often_activations_are_computed(small_model, generator, activation_bytes):
-    """Kept: once. Not kept: once in full, and once more those that are pruned, for the moments, and the kept ones, for the output."""
+    """Kept: once. Not kept: once in full, then the pruned ones again for moments, and the kept ones for the output."""
     input_ids = torch.randint(0, 101, (6, 10), generator=generator)
     computed = []
     for index, layer in enumerate(small_model.model.layers):
