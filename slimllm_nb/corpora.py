@@ -69,8 +69,11 @@ def find_corpus(name: str, own: Mapping[str, TextSource] | None = None) -> TextS
         return own[name]
     if name in EMBEDDED:
         return None
-    known = named_corpora()
+    known = named_corpora() if CORPORA.is_file() else {}
     if name not in known:
         listed = ", ".join([*EMBEDDED, *known, *(own or ())])
-        raise CorpusError(f"unknown corpus {name!r}; allowed: {listed}, and what a profile defines under `texts`")
+        missing = "" if known else " (data/corpora.yaml is in the repository, not in an installed package)"
+        raise CorpusError(
+            f"unknown corpus {name!r}; allowed: {listed}, and what a profile defines under `texts`{missing}"
+        )
     return known[name]

@@ -28,6 +28,16 @@ def require_llama(model: PreTrainedModel) -> None:
         )
 
 
+def require_whole(model: PreTrainedModel) -> None:
+    """Raises: ValueError for a model whose weights are not all in memory, or that accelerate spread over devices."""
+    devices = {parameter.device for parameter in model.parameters()}
+    if any(device.type == "meta" for device in devices):
+        raise ValueError("some of the model's weights are not in memory (offloaded by a device_map); load it whole")
+    if len(devices) > 1 or any(hasattr(module, "_hf_hook") for module in model.modules()):
+        found = ", ".join(sorted(map(str, devices)))
+        raise ValueError(f"a device_map spread the model over {found}, or offloaded it; load it whole, on one device")
+
+
 def require_fitting(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Errors: ValueError when the tokenizer can give a token that the model has no embedding for."""
     vocabulary, largest = model.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values())

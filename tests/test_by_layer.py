@@ -171,3 +171,13 @@ def test_the_folder_of_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(SourceError, match="cannot load the model 'owner/other'"):
         checkpoint_folder("owner/other")
+
+
+def test_a_method_that_asks_for_no_similarities(profile, folder, tmp_path, walks):  # noqa: F811
+    """FLAP at two settings: nothing is handed from the first to the second."""
+    text = (folder / "tiny.yaml").read_text().replace("name: tiny", "name: tiny-flap") + "method: flap\n"
+    (folder / "tiny-flap.yaml").write_text(text)
+    by_layer.run(load_profile(str(folder / "tiny-flap.yaml")), tmp_path / "tiny-flap")
+    assert walks == ["dense scores", "pruning"] * 2
+    content = json.loads((tmp_path / "tiny-flap" / by_layer.FILE).read_text())
+    assert list(content["metrics"]) == ["dense", "20", "50"] and "similarity" not in content

@@ -1,6 +1,7 @@
 """make check: executed notebooks run again on a copy and are compared, nothing is overwritten; bars on the screen."""
 
 import re
+import subprocess
 import sys
 import time
 
@@ -33,6 +34,16 @@ def test_executed_notebooks_are_compared_and_left_alone(workplace, capsys):
     printed = capsys.readouterr()
     assert "01_first: 0 of 1 checked cells are the same" in printed.out and "6 of 9" in printed.err
     assert {name: (workplace.run_folder / name).read_bytes() for name in workplace.files()} == before
+
+
+def test_what_a_killed_nbval_said_is_shown(workplace, capsys, monkeypatch):
+    write_notebook(workplace.run_folder, "01_first", save("01_first", '{"a": 1.0}'))
+    killed = subprocess.CompletedProcess([], -9, "", "Killed: out of memory")
+    monkeypatch.setattr(check.subprocess, "run", lambda *_, **__: killed)
+    assert check.main([]) == 1
+    printed = capsys.readouterr()
+    assert "01_first: 0 of 0 checked cells are the same, no result to compare" in printed.out
+    assert "Killed: out of memory" in printed.err
 
 
 def test_an_unknown_profile(capsys):

@@ -345,3 +345,36 @@ def test_how_the_command_names_methods():
     assert method_of("flap+recovery=ridge") == {"base": "flap", "name": "flap+recovery=ridge", "recovery": "ridge"}
     assert method_of("channel_score=lorap")["base"] == "slimllm"
     assert comparison.compare is compare
+
+
+RELU, WEIGHTS, TWICE = torch.nn.ReLU(), np.arange(3.0), functools.partial(torch.mul, 2.0)
+
+
+def with_module(input_norms):
+    return RELU(input_norms)
+
+
+def with_array(input_norms):
+    return input_norms * float(WEIGHTS.sum())
+
+
+def with_partial(input_norms):
+    return TWICE(input_norms)
+
+
+@pytest.mark.parametrize("score", [with_module, with_array, with_partial])
+def test_what_a_notebooks_score_names_is_known_again(score, monkeypatch):
+    """A module, an array and a partial of the notebook's own: the same digest every time, another one when changed."""
+    monkeypatch.setattr(identity.inspect, "getsourcefile", lambda _: "<a notebook's cell>")
+    method = {"name": "mine", "channel_score": score}
+    first = identity.of_method(as_method(method))
+    assert first == identity.of_method(as_method(method))
+    for name, other in (("RELU", torch.nn.ELU()), ("WEIGHTS", WEIGHTS + 1), ("TWICE", functools.partial(max, 1.0))):
+        monkeypatch.setitem(score.__globals__, name, other)
+    assert first != identity.of_method(as_method(method))
+
+
+def test_a_method_without_rows_at_one_setting_is_left_out_there():
+    strong = [row.model_copy(update={"setting": "50"}) for row in rows("slimllm", [20.0, 21.0])]
+    found = made(rows("slimllm", [10.0, 11.0]), rows("a", [9.0, 10.0]), strong).differences()
+    assert [key[:2] for key in found.index] == [("20", "a")]

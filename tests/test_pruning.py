@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from accelerate import cpu_offload
 
 from conftest import make_small_model
 from literal import literal_prune
@@ -288,3 +289,15 @@ def test_later_layers_see_what_the_saved_weights_give(small_model, input_ids):
     own = pruned.model(input_ids, output_hidden_states=True).hidden_states
     for before, now in zip(entered, own[:-1], strict=True):
         assert torch.equal(before, now)
+
+
+@pytest.mark.parametrize("spread", ["meta", "hook"])
+def test_a_model_that_a_device_map_spread(spread, input_ids):
+    """Offloaded by accelerate: activations would be wrong, or fail in the middle."""
+    model = make_small_model(4)
+    if spread == "meta":
+        model.model.layers[2].to("meta")
+    else:
+        cpu_offload(model, "cpu")
+    with pytest.raises(ValueError, match=r"load it whole"):
+        prune(model, input_ids, **SETTINGS, progress=False)

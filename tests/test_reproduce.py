@@ -131,9 +131,10 @@ def test_a_claim_that_is_not_expected_is_reported_and_no_more(played, capsys):
 
 
 def test_a_missing_result(played, monkeypatch, capsys):
-    monkeypatch.setattr(runner, "_execute", lambda *_: None)
+    monkeypatch.setattr(runner, "_execute", lambda path, output, *_: output.write_text("executed"))
     assert played.main() == 1
     assert re.search(r"01_first.ipynb ran to its end, but wrote no result: .* is missing", capsys.readouterr().err)
+    assert (played.run_folder / "01_first.failed.ipynb").read_text() == "executed"
 
 
 def test_a_stale_result(played, monkeypatch, capsys):

@@ -402,6 +402,10 @@ def test_the_device_is_found_or_refused(monkeypatch):
     assert find_device().type == "cuda" and find_device("cuda:1").index == 1
     with pytest.raises(SourceError, match="finds cpu and cuda"):
         find_device("mps")
+    monkeypatch.setattr(library.accelerator, "current_accelerator", lambda **_: library.device("mps"))
+    assert find_device().type == "cpu"
+    with pytest.raises(SourceError, match="device is 'mps', which has no float64; allowed: auto"):
+        find_device("mps")
 
 
 def test_what_looks_like_a_special_token_is_read_as_text_where_asked():

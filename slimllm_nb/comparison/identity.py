@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 
+import numpy as np
 import torch
 
 from slimllm_nb.comparison.protocol import Protocol
@@ -125,6 +126,12 @@ def _code(code: CodeType) -> list:
 def _value(value, whole: bool, seen: set):
     if isinstance(value, torch.Tensor):
         return of_tensor(value)
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return [str(value.dtype), value.shape, hashlib.sha256(np.ascontiguousarray(value)).hexdigest()]
+    if isinstance(value, torch.nn.Module):
+        return [repr(value), [[name, of_tensor(one)] for name, one in value.state_dict().items()]]
+    if isinstance(value, functools.partial):
+        return [_value(one, whole, seen) for one in (value.func, value.args, value.keywords)]
     if value is None or isinstance(value, str | int | float | complex | bytes):
         return repr(value)
     if isinstance(value, ModuleType):
@@ -135,7 +142,7 @@ def _value(value, whole: bool, seen: set):
         return sorted(map(repr, value))
     if isinstance(value, dict):
         return [[repr(key), _value(one, whole, seen)] for key, one in value.items()]
-    if callable(value):
+    if callable(value) and hasattr(value, "__qualname__"):
         inside = getattr(value, "__module__", "__main__") != "__main__"
         return [value.__module__, value.__qualname__] if inside else _function(value, whole, seen)
     return _never()

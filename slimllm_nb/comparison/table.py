@@ -86,7 +86,10 @@ class Comparison:
         for setting in dict.fromkeys(row.setting for row in self.rows):
             for method in methods:
                 for corpus in self.protocol.judge_on:
-                    found = difference(ratios.loc[(setting, corpus), method].dropna())
+                    measured = ratios.loc[(setting, corpus), method].dropna()
+                    if measured.empty:  # this method has no rows at this setting
+                        continue
+                    found = difference(measured)
                     line = {"setting": setting, "method": method, "corpus": corpus, **asdict(found)}
                     lines.append(line | {"verdict": VERDICTS[found.sign]})
         columns = ["setting", "method", "corpus", "seeds", "change", "low", "high", "verdict"]

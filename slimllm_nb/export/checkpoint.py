@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers import __version__ as transformers_version
 
 from slimllm_nb.evaluation import count_parameters
-from slimllm_nb.llama import require_fitting, require_llama
+from slimllm_nb.llama import require_fitting, require_llama, require_whole
 from slimllm_nb.pruning.report import PruningReport
 from slimllm_nb.sources.embedded import CONVERTED
 
@@ -61,8 +61,7 @@ def save_checkpoint(
     folder = Path(folder).absolute()
     require_llama(model)
     require_fitting(model, tokenizer)
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError("some of the model's weights are not in memory (offloaded by a device_map); load it whole")
+    require_whole(model)
     require_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     card = model_card(model, report, results, _base(base_model or model.config.name_or_path, licence))

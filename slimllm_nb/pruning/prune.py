@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 
 from slimllm_nb import calibration, ratios
 from slimllm_nb.evaluation import count_parameters
-from slimllm_nb.llama import require_samples
+from slimllm_nb.llama import require_samples, require_whole
 from slimllm_nb.methods import MethodLike, as_method
 from slimllm_nb.methods.gradients import gradient_names, loss_gradients
 from slimllm_nb.progress import bar as progress_bar
@@ -65,6 +65,7 @@ def prune(
     """
     start, method = time.perf_counter(), as_method(method)
     require_samples(model, input_ids, batch_size)
+    require_whole(model)
     target = PruningTarget(pruning_ratio, target_parameters, target_of, pruned_layers, alpha)
     target.check(model)
     names = gradient_names(method)

@@ -92,6 +92,8 @@ def run_nbval(
     # The environment's own kernel, even where the user has installed another of the same name.
     environment = os.environ | {"SLIMLLM_NB_RUNS": str(runs), "JUPYTER_PREFER_ENV_PATH": "1"}
     done = subprocess.run([*command, *options], env=environment, cwd=ROOT, capture_output=True, text=True)
+    if not report.is_file():  # nbval was killed, or did not start
+        return done, {}
     cases = ElementTree.parse(report).iter("testcase")
     return done, {case.get("name"): not list(case.iter("failure")) + list(case.iter("skipped")) for case in cases}
 

@@ -198,6 +198,11 @@ def load_profile(name: str) -> Profile:
     Errors: ProfileError for an unknown name (lists the allowed ones), a file that is not there, and an invalid file
     (names the file, each setting, what was found and what is allowed).
     """
+    if not PROFILES.is_dir() and not is_path(name):
+        raise ProfileError(
+            f"profile {name!r}: the named profiles lie in data/ of the repository, which an installed package lacks; "
+            "give the path of a .yaml file of your own, or work in a clone"
+        )
     allowed = sorted(path.stem for path in PROFILES.glob("*.yaml"))
     path = Path(name) if is_path(name) else PROFILES / f"{name}.yaml"
     if not path.is_file():

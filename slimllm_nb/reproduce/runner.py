@@ -208,7 +208,11 @@ def _run(path: Path, folder: Path, profile: str, parameters: dict, digest: str) 
     start, start_ns = time.perf_counter(), partial.stat().st_mtime_ns  # by the clock of the file system
     try:
         _execute(path, partial, failed, parameters)
-        _read_result(result, name, profile, start_ns)
+        try:
+            _read_result(result, name, profile, start_ns)
+        except RunError as error:
+            partial.replace(failed)
+            raise RunError(f"{error}\nSee {failed}") from error
         partial.replace(executed)
     finally:
         partial.unlink(missing_ok=True)

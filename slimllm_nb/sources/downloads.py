@@ -31,6 +31,15 @@ class SourceError(RuntimeError):
     """A model or text cannot be had; the message names the file or setting and what to do."""
 
 
+@contextmanager
+def needing_extra(extra: str, what: str) -> Iterator[None]:
+    """Raises: SourceError that names the extra of this package to install, where something is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        raise SourceError(f"{what} needs packages that are not installed: pip install 'slimllm-nb[{extra}]'") from error
+
+
 @dataclass(frozen=True)
 class Wheel:
     """One published file of a package: `requirement` is name==version, `platform` the wheel's platform tag."""

@@ -15,7 +15,14 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from slimllm_nb.sources.downloads import cache_folder, cached_file, changing_cache, file_sha256, partial_folder
+from slimllm_nb.sources.downloads import (
+    cache_folder,
+    cached_file,
+    changing_cache,
+    file_sha256,
+    needing_extra,
+    partial_folder,
+)
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONVERTED = "SmolLM2-135M-Instruct-float32-1"  # raise the number when the conversion changes
@@ -70,16 +77,19 @@ def _damage(folder: Path, weights: tuple[str, ...]) -> str:
     return ""
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def _convert(file: Path, folder: Path) -> None:
     """GGUF -> safetensors in float32, exactly the numbers that the 4-bit weights stand for. Takes about a minute."""
     print(f"Converting the embedded model into {folder} (once, about a minute)", file=sys.stderr)
+    with needing_extra("embedded", "the embedded model"):
+        import accelerate  # noqa: F401  what transformers reads GGUF with
+        import gguf  # noqa: F401
     with partial_folder() as partial, no_progress_bars():
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         # Nothing is quantised any more; left in place, these would make save_pretrained refuse.
         model.hf_quantizer, model.is_quantized = None, False
         del model.config.quantization_config
         model.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(partial)
+        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(partial)
         finish_conversion(partial, folder)
 
 

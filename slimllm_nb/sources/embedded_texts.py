@@ -9,8 +9,7 @@ import json
 import re
 from pathlib import Path
 
-from slimllm_nb.sources import articles
-from slimllm_nb.sources.downloads import cache_folder, cached_file, changing_cache, partial_folder
+from slimllm_nb.sources.downloads import cache_folder, cached_file, changing_cache, needing_extra, partial_folder
 
 NEWS = "lee_background.cor"
 WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
@@ -57,6 +56,8 @@ def _hamlet() -> list[str]:
 
 def _wikipedia() -> list[str]:
     """The dump's articles as prose; cleaned once (8 s) and then read from a JSON file in the cache."""
+    with needing_extra("embedded", "the Wikipedia corpus"):
+        from slimllm_nb.sources import articles
     path = cache_folder() / f"wikipedia-{articles.VERSION}.json"
     if (texts := _read_texts(path)) is not None:
         return texts

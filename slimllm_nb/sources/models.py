@@ -14,14 +14,20 @@ EMBEDDED = "embedded"
 
 
 def find_device(device: str = "auto") -> torch.device:
-    """ "auto": the machine's accelerator where there is one, else the CPU. SourceError for one that is not there."""
-    if device == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    wanted = torch.device(device)
+    """ "auto": the machine's accelerator where there is one, else the CPU.
+
+    Apple's (mps) has no float64, which the statistics need: "auto" leaves it alone, and it is refused.
+    Raises: SourceError for a device that is not there.
+    """
     there = torch.accelerator.current_accelerator(check_available=True)
+    if device == "auto":
+        return torch.device("cpu") if there is None or there.type == "mps" else there
+    wanted = torch.device(device)
     if wanted.type != "cpu" and (there is None or there.type != wanted.type):
         found = "cpu alone" if there is None else f"cpu and {there.type}"
         raise SourceError(f"device is {device!r}, but PyTorch finds {found}; allowed: auto, or one of these")
+    if wanted.type == "mps":
+        raise SourceError(f"device is {device!r}, which has no float64; allowed: auto (the CPU on this machine), cpu")
     return wanted
 
 
