@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
         ("theirs", "wikipedia", "held-out"),
         ("others", "news", "calibration"),
     ):
-        texts = sources.load_texts(corpus, split)[:40]
+        texts = [text[:1000] for text in sources.load_texts(corpus, split)[:40]]
         (folder / f"{name}.txt").write_text("\n\n".join(texts), encoding="utf-8")
     (folder / "tiny.yaml").write_text(PROFILE)
     return folder

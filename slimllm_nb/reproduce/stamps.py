@@ -5,6 +5,7 @@ and every file it left is there, it need not run again. Nothing here imports wha
 """
 
 import ast
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -122,11 +123,16 @@ def _used(modules: Iterable[str], without: Callable[[Path], bool] = lambda file:
             continue
         found.add(file)
         if file.suffix == ".py":
-            imported = _imports(ast.parse(file.read_text(encoding="utf-8")))
+            imported = _imports_of(file.read_text(encoding="utf-8"))
             waiting += [other for module in imported for other in _files(module)]
         if file.is_relative_to(PACKAGE) and (pattern := READS.get(file.relative_to(PACKAGE).as_posix())):
             waiting += filter(Path.is_file, DATA.glob(pattern))
     return found
+
+
+@functools.cache
+def _imports_of(text: str) -> list[str]:
+    return list(_imports(ast.parse(text)))
 
 
 def _files(module: str) -> Iterator[Path]:
