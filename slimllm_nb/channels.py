@@ -62,8 +62,8 @@ def direction_importance(
     # Rounding can leave a tiny negative variance; an output that never varies has mean 0.
     variances = variances.clamp_min(0)
     weights = torch.sigmoid(variances / variances.mean().clamp_min(torch.finfo(variances.dtype).tiny))
-    projected = directions.T @ down_weight.to(scatter)  # (hidden, intermediate): a row is a direction
-    return (weights[:, None] * projected).norm(dim=0)
+    projected = (weights * directions).T @ down_weight.to(scatter)  # (hidden, intermediate): a row is a direction
+    return projected.norm(dim=0)
 
 
 def select_channels(

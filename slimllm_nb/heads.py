@@ -37,13 +37,13 @@ def covariance_of_contributions(
     sigma: Float[Tensor, "width width"], output_weight: Float[Tensor, "hidden width"], heads: int
 ) -> Float[Tensor, "hidden heads heads"]:
     """C from Sigma, the covariance of the `o_proj` input: C_j[g, h] = W_g[j]' Sigma_gh W_h[j]. Float64."""
-    weight = output_weight.to(sigma)
-    by_head = rearrange(weight, "hidden (heads head_dim) -> heads hidden head_dim", heads=heads)
-    rows = rearrange(sigma, "(heads head_dim) width -> heads head_dim width", heads=heads)
+    weight, size = output_weight.to(sigma), len(sigma) // heads
     covariance = sigma.new_empty(len(weight), heads, heads)
-    for head in range(heads):  # W_g[j]' Sigma_gh for all h side by side: (hidden, width)
-        products = (by_head[head] @ rows[head]) * weight
-        covariance[:, head] = products.unflatten(1, (heads, -1)).sum(-1)  # -> (hidden, heads)
+    for head in range(heads):  # C_j is symmetric: head by head, with itself and the heads behind it
+        own, others = slice(head * size, (head + 1) * size), slice(head * size, None)
+        products = (weight[:, own] @ sigma[own, others]).mul_(weight[:, others])
+        covariance[:, head, head:] = products.unflatten(1, (-1, size)).sum(-1)  # -> (hidden, heads - head)
+        covariance[:, head + 1 :, head] = covariance[:, head, head + 1 :]
     return covariance
 
 
@@ -60,8 +60,15 @@ def similarity(covariance: Float[Tensor, "hidden heads heads"], kept: Int[Tensor
 
     Between 0 and `hidden`. Paper eq. 3 (per output dimension, in absolute value, as in the authors' code).
     """
+    return _similarity(*kept_and_full(covariance, kept))
+
+
+def kept_and_full(
+    covariance: Float[Tensor, "hidden heads heads"], kept: Int[Tensor, "kept"]
+) -> tuple[Float[Tensor, "hidden"], Float[Tensor, "hidden"], Float[Tensor, "hidden"]]:
+    """cov(kept heads' output, full output), var(kept heads' output), var(full output), for every output dimension."""
     rows = covariance[:, kept]  # (hidden, kept, heads)
-    return _similarity(rows.sum((1, 2)), rows[:, :, kept].sum((1, 2)), covariance.sum((1, 2)))
+    return rows.sum((1, 2)), rows[:, :, kept].sum((1, 2)), covariance.sum((1, 2))
 
 
 def head_importance(covariance: Float[Tensor, "hidden heads heads"]) -> Float[Tensor, "heads"]:

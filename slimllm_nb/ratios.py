@@ -12,7 +12,8 @@ def layer_similarity(
 
     A token whose input or output is all zero counts as 0.
     """
-    return torch.cosine_similarity(layer_inputs.double(), layer_outputs.double(), dim=-1, eps=1e-300).mean()
+    x, y, dot = layer_inputs.double(), layer_outputs.double(), torch.linalg.vecdot
+    return (dot(x, y) / (dot(x, x) * dot(y, y)).sqrt().clamp_min(1e-300)).mean()
 
 
 def allocate(

@@ -83,24 +83,27 @@ def prune_layer(
 
 @torch.no_grad()
 def dense_scores(
+    settings: LayerSettings,
     layer: nn.Module,
     hidden: Float[Tensor, "samples length hidden"],
     context: Callable[[Tensor], dict],
     index: int,
-    settings: LayerSettings,
-) -> dict[str, Tensor]:
-    """ "head" and "channel" scores of a layer that is not pruned. `hidden` is overwritten with its output."""
-    batches, where, method = hidden.split(settings.batch_size), f"decoder layer {index}", settings.method
-    found = {}
-    for name, score in (("head", method.head_score), ("channel", method.channel_score)):
-        if name == "head":
-            sublayer = Attention(layer, batches, context, where)
-        else:
-            sublayer = Mlp(layer, batches, settings.activation_bytes, where)
+    batch_size: int,
+) -> tuple[None, dict[str, Tensor]]:
+    """Head and channel scores of a layer that is not pruned. `hidden` is overwritten with its output."""
+    batches, where, found = hidden.split(batch_size), f"decoder layer {index}", {}
+
+    def scored(sublayer: Sublayer, score: Part) -> Tensor:
         statistics = _constants(sublayer, index, settings) | gather(sublayer, set(score.needs))
-        found[name] = checked_scores(score, score(statistics), sublayer.count, sublayer.where)
+        found = checked_scores(score, score(statistics), sublayer.count, sublayer.where)
         _move_on(sublayer, None, sublayer.weight, sublayer.projection.bias)
-    return found
+        return found
+
+    found["head_scores"] = scored(Attention(layer, batches, context, where), settings.method.head_score)
+    found["channel_scores"] = scored(
+        Mlp(layer, batches, settings.activation_bytes, where), settings.method.channel_score
+    )
+    return None, found
 
 
 def _prune(

@@ -7,7 +7,7 @@ model will have. The same loop serves a model on disk (disk.py), which differs i
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import torch
@@ -26,6 +26,8 @@ from slimllm_nb.pruning.layer import LayerSettings, dense_scores, prune_layer
 from slimllm_nb.pruning.report import LayerReport, PartReport, PruningReport
 from slimllm_nb.pruning.slicing import assemble
 from slimllm_nb.pruning.sublayers import require_finite
+
+LEADING = 2  # LLaMA's first layers change their input most and are spared: their outputs are not computed twice
 
 
 @torch.no_grad()
@@ -82,7 +84,7 @@ def layer_similarities(
 
     Raises: ValueError naming the first layer whose activations are not finite.
     """
-    return _similarities(Layers(model), input_ids, batch_size, progress)
+    return _values(walk(Layers(model), "layer similarity", _similarity_step, input_ids, batch_size, progress))
 
 
 class Layers:
@@ -152,23 +154,32 @@ def prune_decoder(
 ) -> tuple[LlamaForCausalLM, PruningReport]:
     """prune() and disk.prune_checkpoint() after their settings were checked. start: time.perf_counter() of the call."""
     method, walked = settings.method, (input_ids, settings.batch_size, progress)
+    leading: list[Tensor] = []
     if similarity is None and "similarity" in method.allocation.needs:
-        similarity = _similarities(layers, *walked)
+        found = walk(layers, "layer similarity", _similarity_step, *walked)
+        similarity, leading = _values(found), [tensors["output"] for _, tensors in found[:LEADING]]
     known = {"similarity": similarity}
     if method.scores_dense_model:
-        scores = [tensors for _, tensors in walk(layers, "dense scores", partial(_score_step, settings), *walked)]
-        known |= {f"{name}_scores": [one[name] for one in scores] for name in ("head", "channel")}
+        scores = [tensors for _, tensors in walk(layers, "dense scores", partial(dense_scores, settings), *walked)]
+        known |= {name: [one[name] for one in scores] for name in ("head_scores", "channel_scores")}
     plan = target.plan(method, layers.model, known)
-    done = walk(layers, "pruning", partial(_prune_step, layers, plan, settings), *walked)
+    done = walk(layers, "pruning", partial(_prune_step, layers, plan, settings, leading), *walked)
     pruned = assemble(layers.outside(), [tensors for _, tensors in done], [value["overrides"] for value, _ in done])
     lines = [LayerReport.model_validate(value["report"]) for value, _ in done]
-    for one, value in zip(lines, similarity.tolist() if similarity is not None else [None] * len(lines), strict=True):
+    for one, value in zip(lines, [] if similarity is None else similarity.tolist(), strict=False):
         one.similarity = value
-    return pruned, _report(method.name, target, plan, layers.model, pruned, lines, time.perf_counter() - start)
+    before, after = count_parameters(layers.model), count_parameters(pruned)
+    asked = asdict(target) | {"pruning_ratio": plan.pruning_ratio}
+    if target.target_parameters is None:
+        asked["target_of"] = None
+    else:
+        check_met(target.target_parameters, target.target_of, after[target.target_of] / before[target.target_of])
+    sizes = {part: PartReport(before=before[part], after=after[part]) for part in before}
+    seconds = time.perf_counter() - start
+    return pruned, PruningReport(method=method.name, **asked, **sizes, layers=lines, seconds=seconds)
 
 
-def _similarities(layers: Layers, *walked) -> Float[Tensor, "layers"]:
-    found = walk(layers, "layer similarity", _similarity_step, *walked)
+def _values(found: list[tuple[float, dict]]) -> Float[Tensor, "layers"]:
     return torch.tensor([value for value, _ in found], dtype=torch.float64)
 
 
@@ -180,44 +191,19 @@ def _similarity_step(layer, hidden, context, index: int, batch_size: int) -> tup
         require_finite(similarity, f"decoder layer {index}")
         total += similarity.item() * len(batch)  # every sample has the same number of tokens
         batch.copy_(output)
-    return total / len(hidden), {}
+    return total / len(hidden), {"output": hidden.clone()} if index < LEADING else {}
 
 
-def _score_step(settings: LayerSettings, layer, hidden, context, index: int, batch_size: int) -> tuple[None, dict]:
-    return None, dense_scores(layer, hidden, context, index, replace(settings, batch_size=batch_size))
-
-
-def _prune_step(
-    layers: Layers, plan: Plan, settings: LayerSettings, layer, hidden, context, index: int, batch_size: int
-) -> tuple[dict, dict]:
-    """One layer as planned. carried: parameters that the layers before could not give, or gave too much; this one
-    settles them."""
+def _prune_step(layers, plan: Plan, settings, leading: list[Tensor], layer, hidden, context, index, batch_size):
+    """One layer as planned. leading: outputs of the first dense layers, where they are known already. carried:
+    parameters that the layers before could not give, or gave too much; this one settles them."""
     carried = layers.kept("pruning", index - 1)[0]["carried"] if index else 0.0
     shares = tuple(plan.layer_ratios[index].tolist())
     removal = None if plan.removals is None or not any(shares) else plan.removals[index] + carried
     needed = hidden if plan.layer_ratios[index:].any() else None  # behind the last pruned layer no output is needed
+    if index < len(leading) and not plan.layer_ratios[: index + 1].any():
+        hidden.copy_(leading[index])
+        needed = None
     settings = replace(settings, batch_size=batch_size)
     value, tensors = prune_layer(layer, needed, context, shares, removal, index, settings)
     return value | {"carried": carried if removal is None else removal - value["removed"]}, tensors
-
-
-def _report(
-    name: str, target: PruningTarget, plan: Plan, model, pruned, layers: list[LayerReport], seconds: float
-) -> PruningReport:
-    """What was done. Raises: ValueError where a target was missed."""
-    before, after = count_parameters(model), count_parameters(pruned)
-    wanted = target.target_parameters
-    if wanted is not None:
-        check_met(wanted, target.target_of, after[target.target_of] / before[target.target_of])
-    return PruningReport(
-        method=name,
-        pruning_ratio=plan.pruning_ratio,
-        pruned_layers=target.pruned_layers,
-        alpha=target.alpha,
-        target_parameters=wanted,
-        target_of=None if wanted is None else target.target_of,
-        model=PartReport(before=before["model"], after=after["model"]),
-        decoder=PartReport(before=before["decoder"], after=after["decoder"]),
-        layers=layers,
-        seconds=seconds,
-    )

@@ -7,7 +7,7 @@ outputs (shifted data; Chan, Golub and LeVeque, 1983).
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -78,31 +78,28 @@ def gather(sublayer: Sublayer, wanted: set[str]) -> dict:
     """
     full, sums = bool(wanted & (SPLIT | COVARIANCE)), {}
     stored = {name: [] for name in ("inputs", "mlp_inputs", "outputs")}
-    keeps_outputs = not full or "output_scatter" in wanted
 
     def add(name: str, rows: Tensor, diagonal: bool = False) -> None:
         if len(rows):
             sums.setdefault(name, RunningCovariance(diagonal)).update(rows)
 
-    for index in range(len(sublayer.batches)):
+    for index, batch in enumerate(sublayer.batches):
         inputs = sublayer.inputs(index)
         if wanted & SPLIT:
-            held_out = _held_out(sublayer.batches, index).to(inputs.device)
+            samples = torch.arange(len(batch), device=batch.device) + sum(map(len, sublayer.batches[:index]))
+            held_out = (samples % HOLD_OUT == HOLD_OUT // 2).repeat_interleave(batch.shape[1])
             add("fitted", inputs[~held_out])
             add("held_out", inputs[held_out])
         elif wanted & (COVARIANCE | DIAGONAL):
             add("input", inputs, diagonal=not full)
-        if "inputs" in wanted:
-            stored["inputs"].append(inputs)
         if wanted & {"mlp_inputs", "mlp_input_norms"}:
-            stored["mlp_inputs"].append(rows := sublayer.mlp_inputs(index))
-            add("mlp_input", rows, diagonal=True)
-            if "mlp_inputs" not in wanted:
-                stored["mlp_inputs"].clear()
-        if keeps_outputs:
-            stored["outputs"].append(outputs := functional.linear(inputs, sublayer.weight))
-            if "output_scatter" in wanted:
-                add("output", outputs)
+            add("mlp_input", rows := sublayer.mlp_inputs(index), diagonal=True)
+            stored["mlp_inputs"] += [rows] if "mlp_inputs" in wanted else []
+        stored["inputs"] += [inputs] if "inputs" in wanted else []
+        if not full or "output_scatter" in wanted:
+            stored["outputs"].append(functional.linear(inputs, sublayer.weight))
+        if "output_scatter" in wanted:
+            add("output", stored["outputs"][-1])
     for one in sums.values():
         require_finite(one.squares, sublayer.where)
     found = {name: torch.cat(stored[name]) for name in ("inputs", "mlp_inputs") if name in wanted}
@@ -136,24 +133,22 @@ def _read(sums: dict[str, RunningCovariance], sublayer: Sublayer, wanted: set[st
     return found
 
 
-def _held_out(batches: tuple[Tensor, ...], index: int) -> Bool[Tensor, "tokens"]:
-    """Which tokens of a batch belong to held-out samples: one sample in HOLD_OUT."""
-    start = sum(map(len, batches[:index]))
-    samples = torch.arange(start, start + len(batches[index]))
-    return (samples % HOLD_OUT == HOLD_OUT // 2).repeat_interleave(batches[index].shape[1])
-
-
 def output_moments(
     sublayer: Sublayer, statistics: dict, columns: Int[Tensor, "kept"], weight: Float[Tensor, "hidden kept"] | None
 ) -> regression.Moments:
     """Moments of what the kept columns give and of the full output: from the covariance of the inputs where that was
     gathered, else in another pass over the batches. weight: a new one for the kept columns; None: their own."""
-    own, others = sublayer.weight, other_columns(columns, sublayer.weight.shape[1])
+    own, means = sublayer.weight, statistics.get("input_means")
+    if "contribution_covariance" in statistics and weight is None:
+        heads_kept = columns[:: statistics["head_dim"]] // statistics["head_dim"]
+        cov, var_kept, var_full = heads.kept_and_full(statistics["contribution_covariance"], heads_kept)
+        full = own.to(means)
+        return regression.Moments(full[:, columns] @ means[columns], full @ means, var_kept, var_full, cov)
+    others = other_columns(columns, own.shape[1])
     fewer = weight is None and len(others) < len(columns)  # then what is pruned is cheaper to compute
     weight = own[:, columns] if weight is None else weight
     if "input_covariance" in statistics:
-        means, covariance = statistics["input_means"], statistics["input_covariance"]
-        return regression.moments_from_covariance(means, covariance, columns, weight, own)
+        return regression.moments_from_covariance(means, statistics["input_covariance"], columns, weight, own)
 
     def kept_output(index: int, full: Tensor) -> Tensor:
         if fewer:
