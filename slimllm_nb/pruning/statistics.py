@@ -47,8 +47,9 @@ class RunningCovariance:
     @property
     def scatter(self) -> Tensor:
         """(width, width), or its diagonal."""
-        of_shift = self.sum.square() if self.diagonal else torch.outer(self.sum, self.sum)
-        return self.squares - of_shift / self.count
+        if self.diagonal:
+            return self.squares - self.sum.square() / self.count
+        return self.squares.addr(self.sum, self.sum, alpha=-1 / self.count)
 
     @property
     def variance(self) -> Float[Tensor, "width"]:
