@@ -58,7 +58,7 @@ def prune(
     similarity: layer_similarities(model, input_ids), when it is known already: saves one forward pass.
     seed: of parts that draw at random. batch_size: samples at a time; out of memory on an accelerator halves it.
     activation_bytes: an MLP's activations are kept up to this size, else computed again when they are needed; None: as
-    much as the layer's weights, and 64 MiB in any case. Beside them and the model there are four times the tokens'
+    much as the layer's weights, and 64 MiB in any case. Beside them and the model there are five times the tokens'
     hidden states and the statistics of one layer.
 
     Raises: ValueError naming the setting, the part or the layer: a setting out of range, a target out of reach, an
