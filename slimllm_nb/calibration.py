@@ -19,7 +19,7 @@ def draw_samples(
     """`num_samples` windows of `length` tokens: documents at random, none twice, a random window in each.
 
     A document counts only if it has at least `length` tokens. Paper section 5.1 (32 x 128) and the authors' code.
-    Errors: ValueError when too few documents are long enough; it names how many there are.
+    Raises: ValueError when too few documents are long enough; it names how many there are.
     """
     _check_sizes(num_samples, length)
     generator = random.Random(seed)
@@ -40,7 +40,7 @@ def windows(
 ) -> Int[Tensor, "samples length"]:
     """`num_samples` windows that do not overlap, drawn from all documents cut into windows: larger calibration sets.
 
-    Errors: ValueError when the texts do not hold that many windows; it names how many there are.
+    Raises: ValueError when the texts do not hold that many windows; it names how many there are.
     """
     _check_sizes(num_samples, length)
     tokenized = tokenizer(list(texts))["input_ids"] if len(texts) else []

@@ -73,7 +73,7 @@ def select_channels(
 
     keep_lowest: the share of all channels, at the very bottom, that stays all the same. The authors' code keeps 1 %;
     the paper does not mention it. When both together exceed the number of channels, fewer of the lowest are kept.
-    Errors: ValueError unless 0 <= num_pruned < intermediate and 0 <= keep_lowest < 1.
+    Raises: ValueError unless 0 <= num_pruned < intermediate and 0 <= keep_lowest < 1.
     """
     intermediate = len(importance)
     if not 0 <= num_pruned < intermediate:
@@ -85,6 +85,6 @@ def select_channels(
 
 
 def check_keep_lowest(keep_lowest: float) -> None:
-    """Errors: ValueError unless 0 <= keep_lowest < 1."""
+    """Raises: ValueError unless 0 <= keep_lowest < 1."""
     if not 0 <= keep_lowest < 1:
         raise ValueError(f"keep_lowest is {keep_lowest}; allowed: 0 up to, not including, 1")

@@ -63,7 +63,7 @@ def named_corpora() -> dict[str, TextSource]:
 def find_corpus(name: str, own: Mapping[str, TextSource] | None = None) -> TextSource | None:
     """Where a corpus comes from: first among one's `own`, then in data/corpora.yaml; None for an embedded one.
 
-    Errors: CorpusError for a name that nobody defined; it lists the known ones.
+    Raises: CorpusError for a name that nobody defined; it lists the known ones.
     """
     if own and name in own:
         return own[name]

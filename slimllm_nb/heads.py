@@ -90,7 +90,7 @@ def select_heads(
     The `num_pruned` least important heads are the first guess. Greedy search: each of them, from the least important
     on, is tried in the place of every kept head; the best exchange is made if it raises sim(kept).
     importance: another first guess than head_importance(covariance).
-    Errors: ValueError unless 0 <= num_pruned < heads.
+    Raises: ValueError unless 0 <= num_pruned < heads.
     """
     heads = covariance.shape[1]
     if not 0 <= num_pruned < heads:

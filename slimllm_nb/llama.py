@@ -19,7 +19,7 @@ PROJECTIONS = {
 
 
 def require_llama(model: PreTrainedModel) -> None:
-    """Errors: ValueError naming the architecture, when it is neither LLaMA's nor what prune() returns."""
+    """Raises: ValueError naming the architecture, when it is neither LLaMA's nor what prune() returns."""
     architecture = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if architecture not in ("llama", "slim_llama") or not isinstance(model, LlamaForCausalLM):
         raise ValueError(
@@ -39,7 +39,7 @@ def require_whole(model: PreTrainedModel) -> None:
 
 
 def require_fitting(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Errors: ValueError when the tokenizer can give a token that the model has no embedding for."""
+    """Raises: ValueError when the tokenizer can give a token that the model has no embedding for."""
     vocabulary, largest = model.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values())
     if largest >= vocabulary:
         raise ValueError(
@@ -49,7 +49,7 @@ def require_fitting(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 
 def require_length(model: PreTrainedModel, length: int, what: str) -> None:
-    """Errors: ValueError when sequences of `length` tokens are longer than the model was made for."""
+    """Raises: ValueError when sequences of `length` tokens are longer than the model was made for."""
     if length > (limit := model.config.max_position_embeddings):
         raise ValueError(f"{what} has {length} tokens; the model's limit is {limit}: give shorter sequences")
 

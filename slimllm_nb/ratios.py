@@ -27,7 +27,7 @@ def allocate(
 
     **Differs:** the paper skips the first and the last layer by name; in the code, nothing but their low similarity
     singles them out.
-    Errors: ValueError unless 0 <= pruning_ratio < 1, 0 <= pruned_layers <= layers, alpha and similarity are finite.
+    Raises: ValueError unless 0 <= pruning_ratio < 1, 0 <= pruned_layers <= layers, alpha and similarity are finite.
     """
     layers = len(similarity)
     if not 0 <= pruning_ratio < 1:

@@ -70,7 +70,7 @@ def sources() -> dict[str, Path]:
 
 def release(chosen: list[Path], out: Path) -> list[Path]:
     """Write these assignments' folders; returns the folders that hold them. One process for all: most of the time is
-    otter's own start. Errors: CourseError with what otter says."""
+    otter's own start. Raises: CourseError with what otter says."""
     with tempfile.TemporaryDirectory() as temporary:
         masters = [Path(temporary, f"{source.stem}.ipynb") for source in chosen]
         for source, master in zip(chosen, masters, strict=True):
@@ -113,7 +113,7 @@ _releasing = threading.Lock()
 
 
 def assignment_of(notebook: Path) -> str:
-    """Which assignment a notebook answers. Errors: CourseError for a file that is no notebook, or none of ours."""
+    """Which assignment a notebook answers. Raises: CourseError for a file that is no notebook, or none of ours."""
     try:
         nb = nbformat.read(notebook, as_version=4)
         name = nb.metadata["otter"]["assignment_name"]
@@ -175,7 +175,7 @@ def _short(messages: list[str]) -> str:
 
 def grade_folder(folder: Path, out: Path, timeout: float, jobs: int | None = None) -> pd.DataFrame:
     """All notebooks of a folder; `jobs` of them at a time share the cores (None: one for each core, but no more than
-    there are notebooks). Errors: CourseError for a folder without any, and for jobs below 1."""
+    there are notebooks). Raises: CourseError for a folder without any, and for jobs below 1."""
     if jobs is not None and jobs < 1:
         raise CourseError(f"--jobs is {jobs}; allowed: at least 1")
     notebooks = sorted(path for path in folder.glob("*.ipynb") if path.is_file())

@@ -20,7 +20,7 @@ GROUPS = ("methods", "goal")  # those that README shows
 
 
 def replaced(text: str, content: str, start: str = START, end: str = END) -> str:
-    """README with other content between two comments. Errors: ValueError where these are not there, once each, in this
+    """README with other content between two comments. Raises: ValueError where these are not there, once each, in this
     order."""
     before, found, rest = text.partition(start)
     _, ended, after = rest.partition(end)

@@ -41,7 +41,7 @@ def sweep(
     seeds: int | None = None,
 ) -> None:
     """Measure what is not measured yet, the first `seeds` of every group (None: all); `workers` processes share the
-    cores. Errors: those of Bench.row; ValueError for seeds below 1."""
+    cores. Raises: those of Bench.row; ValueError for seeds below 1."""
     if seeds is not None and seeds < 1:
         raise ValueError(f"--seeds is {seeds}; allowed: at least 1")
     waiting = list(tasks(profile, plan, groups, seeds))

@@ -44,7 +44,7 @@ def compare(
     seed as target_parameters, which it meets within 0.3 points. Every row is kept under runs/<profile>/comparison as
     soon as it is there, and taken from there as long as nothing that made it has changed: an interrupted comparison
     goes on, and a method more costs that method alone.
-    Errors: ValueError, before anything is measured, for an unknown method, part, setting or corpus and for two methods
+    Raises: ValueError, before anything is measured, for an unknown method, part, setting or corpus and for two methods
     of one name; later, naming method, setting and seed, for a target that a method cannot meet.
     """
     profile = load_profile(profile) if isinstance(profile, str) else profile

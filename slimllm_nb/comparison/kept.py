@@ -155,7 +155,7 @@ class Kept:
     total: int
 
     def joined(self, *names: str) -> Comparison:
-        """These groups as one, each row once. Errors: KeyError for a group that is not kept, ValueError for groups that
+        """These groups as one, each row once. Raises: KeyError for a group that is not kept, ValueError for groups that
         were not measured under one protocol."""
         groups = [self.groups[name] for name in names]
         first = groups[0]

@@ -36,7 +36,7 @@ class Group(Settings):
         return protocol_of(profile, self.calibrate_on, None, self.num_samples)
 
     def named_methods(self) -> dict[str, Method]:
-        """SlimLLM and the group's own. Errors: PartError for an unknown one."""
+        """SlimLLM and the group's own. Raises: PartError for an unknown one."""
         return named(self.methods)
 
 
@@ -45,7 +45,7 @@ class _Plan(RootModel):
 
 
 def load_plan(path: Path = PLAN) -> dict[str, Group]:
-    """The groups by name. Errors: PlanError naming the file, and for an unknown method and a name that occurs twice."""
+    """The groups by name. Raises: PlanError naming the file, and for an unknown method and a name that occurs twice."""
     groups = read_validated(path, _Plan, PlanError).root
     plan = {group.name: group for group in groups}
     if len(plan) < len(groups):

@@ -39,7 +39,7 @@ def protocol_of(
 
     Where the profile works with the embedded texts: calibrated on all that have a calibration half, judged on all, so
     that every table shows a corpus that nobody calibrated on.
-    Errors: ValueError for a corpus that nobody defined (CorpusError), one that may not be calibrated on, and one that
+    Raises: ValueError for a corpus that nobody defined (CorpusError), one that may not be calibrated on, and one that
     is not split in halves and would be calibrated and judged on.
     """
     calibration, evaluation = profile.calibration, profile.evaluation

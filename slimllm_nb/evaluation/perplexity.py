@@ -22,7 +22,7 @@ def token_blocks(
 
     max_tokens: keep as many blocks as fit into so many tokens, evenly spaced over the whole text, so that a few long
     documents at its beginning do not decide. Paper section 5.1 and the authors' code (which scores every block).
-    Errors: ValueError when there is not one full block.
+    Raises: ValueError when there is not one full block.
     """
     if block_length < 2:
         raise ValueError(f"block_length is {block_length}; allowed: at least 2 (a token and the next one)")
@@ -45,7 +45,7 @@ def perplexity(
 ) -> float:
     """exp of the mean negative log-likelihood of tokens 2 to the last of every block, in float32, summed in float64.
 
-    Errors: ValueError when it is not finite, and for blocks longer than the model's limit.
+    Raises: ValueError when it is not finite, and for blocks longer than the model's limit.
     """
     require_length(model, blocks.shape[1], "a block")
     total = 0.0
@@ -65,7 +65,7 @@ def negative_log_likelihood(
 
 
 def of_sum(total: float, blocks: Int[Tensor, "blocks block_length"], what: str) -> float:
-    """exp of the mean over these blocks' scored tokens. Errors: ValueError, which begins with `what`, when it is not
+    """exp of the mean over these blocks' scored tokens. Raises: ValueError, which begins with `what`, when it is not
     finite."""
     mean = total / blocks[:, 1:].numel()
     if not math.isfinite(mean):

@@ -21,7 +21,7 @@ def macs_per_token(model: LlamaForCausalLM, context: int = 128) -> int:
 
     Every weight of a linear layer counts once (the output head too, whether its weights are tied or not), attention
     twice context * heads * head_dim per layer (scores, weighted sum). Not counted, as usual: norms, rotation, softmax,
-    biases, and looking up the embedding. Errors: ValueError for an architecture other than LLaMA's.
+    biases, and looking up the embedding. Raises: ValueError for an architecture other than LLaMA's.
     """
     require_llama(model)
     linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
@@ -32,7 +32,7 @@ def macs_per_token(model: LlamaForCausalLM, context: int = 128) -> int:
 def key_value_bytes_per_token(model: LlamaForCausalLM) -> int:
     """Bytes that one token takes in the KV cache: keys and values of the heads that each layer has left.
 
-    Errors: ValueError for an architecture other than LLaMA's.
+    Raises: ValueError for an architecture other than LLaMA's.
     """
     require_llama(model)
     widths = [layer.self_attn.k_proj.out_features + layer.self_attn.v_proj.out_features for layer in model.model.layers]
@@ -40,7 +40,7 @@ def key_value_bytes_per_token(model: LlamaForCausalLM) -> int:
 
 
 def bytes_on_disk(folder: str | Path) -> int:
-    """Size of a checkpoint's weight files. Errors: FileNotFoundError when the folder has none."""
+    """Size of a checkpoint's weight files. Raises: FileNotFoundError when the folder has none."""
     files = list(Path(folder).glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"{folder} has no *.safetensors file")

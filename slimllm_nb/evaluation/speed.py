@@ -37,7 +37,7 @@ def measure_speed(
     repeats of the ratio of both, above 1 where the model is faster, below 1 where it is slower. Paper Table 3 (there:
     one V100, 256 tokens in; 256 tokens out at batch 8; means of 20 runs).
 
-    Errors: ValueError for no model, settings out of range, an architecture other than LLaMA's, and more tokens than a
+    Raises: ValueError for no model, settings out of range, an architecture other than LLaMA's, and more tokens than a
     model's limit.
     """
     _check(models, batch_sizes, prompt_length, new_tokens, repeats)

@@ -77,7 +77,7 @@ def zeroshot(
     batch_size: questions at a time (8 on a CPU, 32 elsewhere). add_bos_token: whether a beginning-of-sequence token
     stands in front of every question (None: as the tokenizer does). The model stays where it is, in its dtype.
 
-    Errors: ValueError for an architecture other than LLaMA's or a tokenizer that does not fit; ZeroShotError for an
+    Raises: ValueError for an architecture other than LLaMA's or a tokenizer that does not fit; ZeroShotError for an
     unknown task, a task file that does not parse, a task that needs the hub when it cannot be reached, and a question
     longer than the model's limit. All before the first question is scored.
     """

@@ -55,7 +55,7 @@ def save_checkpoint(
     max_shard_size: weights above it are split into several files. The model's dtype is kept.
 
     The folder appears whole or not at all; a checkpoint that was there before is replaced.
-    Errors: ValueError for an architecture that is not LLaMA's, a tokenizer that does not fit, weights that are not all
+    Raises: ValueError for an architecture that is not LLaMA's, a tokenizer that does not fit, weights that are not all
     in memory; FileExistsError for a folder that holds something else than a checkpoint.
     """
     folder = Path(folder).absolute()
@@ -80,7 +80,7 @@ def save_checkpoint(
 
 
 def require_free(folder: Path) -> None:
-    """Errors: FileExistsError for a folder that holds something else than a checkpoint."""
+    """Raises: FileExistsError for a folder that holds something else than a checkpoint."""
     if folder.exists() and not (folder.is_dir() and ((folder / CONFIG).exists() or not any(folder.iterdir()))):
         raise FileExistsError(f"{folder} exists and holds no checkpoint; give another folder, or remove it")
 
@@ -131,7 +131,7 @@ def model_card(
 def markdown_table(rows: Iterable[Mapping]) -> str:
     """Rows with the same keys as a Markdown table; floats with four significant digits.
 
-    Errors: ValueError when there is no row, or one has other keys than the first.
+    Raises: ValueError when there is no row, or one has other keys than the first.
     """
     rows = list(rows.to_dict("records") if hasattr(rows, "to_dict") else rows)
     if not rows:

@@ -45,7 +45,7 @@ def write_gguf(
     takes token numbers alone. pre_tokenizer: llama.cpp's name for how that tokenizer cuts text into words ("smollm" for
     the embedded model). dtype: "float32", "float16" or "bfloat16", by default the model's; vectors stay in float32.
 
-    The file appears whole or not at all. Errors: ValueError for an architecture other than LLaMA's, a tokenizer that
+    The file appears whole or not at all. Raises: ValueError for an architecture other than LLaMA's, a tokenizer that
     does not fit or is not byte-level BPE, an unknown dtype, and a rotation that changes with the length of the text.
     """
     require_llama(model)

@@ -28,7 +28,7 @@ def to_stock(model: LlamaForCausalLM) -> LlamaForCausalLM:
     is written down several times. Biases: where one layer has one, all have (zeros), as a stock configuration wants
     it: for o_proj those of q, k and v too, for down_proj those of gate and up.
 
-    Errors: ValueError for an architecture that is not LLaMA's.
+    Raises: ValueError for an architecture that is not LLaMA's.
     """
     require_llama(model)
     groups = [queries_per_key_value_head(layer.self_attn) for layer in model.model.layers]

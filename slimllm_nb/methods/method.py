@@ -57,7 +57,7 @@ def as_method(wanted: MethodLike) -> Method:
     A mapping may also hold "base" (the method that is changed; default: slimllm) and "name" (default: says what is
     changed). A part is a name, a function, or {"name": ..., option: value, ...}. A function that was registered as a
     part stands for SlimLLM with that part.
-    Errors: PartError for an unknown method, kind or part, with what is allowed.
+    Raises: PartError for an unknown method, kind or part, with what is allowed.
     """
     if isinstance(wanted, Method):
         return wanted

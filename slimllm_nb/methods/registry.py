@@ -175,7 +175,7 @@ register = Register()
 
 
 def make_part(kind: str, name: str, function: Callable, options: Mapping | None = None, adds_bias: bool = True) -> Part:
-    """A Part; errors: PartError for a parameter that is no quantity of this kind, or an option that does not exist."""
+    """A Part; raises PartError for a parameter that is no quantity of this kind, or an option that does not exist."""
     allowed, needs, free = QUANTITIES[kind], [], []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
@@ -199,7 +199,7 @@ def make_part(kind: str, name: str, function: Callable, options: Mapping | None 
 def find_part(kind: str, wanted: str | Callable | Mapping | Part) -> Part:
     """The part of this kind by its name, a function as it is, or {"name": ..., option: value, ...}.
 
-    Errors: PartError for an unknown name (lists the known ones).
+    Raises: PartError for an unknown name (lists the known ones).
     """
     if isinstance(wanted, Part):
         return wanted
@@ -220,7 +220,7 @@ def find_part(kind: str, wanted: str | Callable | Mapping | Part) -> Part:
 
 
 def registered_parts(function: Callable) -> list[Part]:
-    """The parts that this function was registered as. Errors: PartError where it was not."""
+    """The parts that this function was registered as. Raises: PartError where it was not."""
     found = [part for part in _parts.values() if part.function is function]
     if not found:
         name = getattr(function, "__name__", function)
@@ -229,7 +229,7 @@ def registered_parts(function: Callable) -> list[Part]:
 
 
 def find_method(name: str) -> dict[str, object]:
-    """The parts of a named method. Errors: PartError for an unknown one (lists the known ones)."""
+    """The parts of a named method. Raises: PartError for an unknown one (lists the known ones)."""
     if name not in _methods:
         load_built_in()
     if name not in _methods:
@@ -251,7 +251,7 @@ def load_built_in() -> None:
 
 
 def load_file(path: Path) -> Path:
-    """Run a Python file that registers parts of one's own. Errors: PartError naming the file and what went wrong."""
+    """Run a Python file that registers parts of one's own. Raises: PartError naming the file and what went wrong."""
     specification = importlib.util.spec_from_file_location(f"slimllm_nb_parts_{path.stem}", path)
     try:
         module = importlib.util.module_from_spec(specification)
@@ -266,7 +266,7 @@ def listed(names) -> str:
 
 
 def checked_scores(part: Part, scores, count: int, where: str) -> torch.Tensor:
-    """Errors: PartError unless a score for each, all finite."""
+    """Raises: PartError unless a score for each, all finite."""
     if not isinstance(scores, torch.Tensor) or scores.shape != (count,):
         found = f"shape {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else type(scores).__name__
         raise PartError(f"{where}: {part} returned {found}; allowed: a tensor of shape ({count},), a score for each")
@@ -276,7 +276,7 @@ def checked_scores(part: Part, scores, count: int, where: str) -> torch.Tensor:
 
 
 def checked_choice(part: Part, kept, count: int, num_pruned: int, where: str) -> torch.Tensor:
-    """Errors: PartError unless `count - num_pruned` different positions, sorted."""
+    """Raises: PartError unless `count - num_pruned` different positions, sorted."""
     wanted = count - num_pruned
     right = isinstance(kept, torch.Tensor) and kept.shape == (wanted,) and not kept.is_floating_point()
     if not right or kept.min() < 0 or kept.max() >= count or (kept.diff() <= 0).any():

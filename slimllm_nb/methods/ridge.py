@@ -60,7 +60,7 @@ def fit_ridge(
     kept: Int[Tensor, "kept"],
     penalty: float,
 ) -> tuple[Float[Tensor, "hidden kept"], Float[Tensor, "hidden"]]:
-    """Weight of the kept columns and bias, float64. Errors: ValueError unless penalty > 0."""
+    """Weight of the kept columns and bias, float64. Raises: ValueError unless penalty > 0."""
     weight = weight.to(covariance)
     gone = other_columns(kept, len(covariance))
     new = weight[:, kept] + Normal.of(covariance, weight, kept, gone).change(penalty)
@@ -80,7 +80,7 @@ class Normal:
         return cls(rows[:, kept], rows[:, gone] @ weight[:, gone].T)
 
     def change(self, penalty: float) -> Float[Tensor, "hidden kept"]:
-        """Of the kept columns' weights. Errors: ValueError unless penalty > 0."""
+        """Of the kept columns' weights. Raises: ValueError unless penalty > 0."""
         if not penalty > 0:
             raise ValueError(f"penalty is {penalty}; allowed: above 0 (least squares on few tokens overfits)")
         # An input that never varies leaves G all zero: the weights then stay as they are.

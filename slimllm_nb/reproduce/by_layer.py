@@ -26,7 +26,7 @@ FILE = "by_layer.json"
 def run(profile: Profile, folder: Path) -> list[Verdict]:
     """Measure what is not measured yet, write folder/by_layer.json, print and return the verdicts.
 
-    Errors: SourceError and ValueError for what cannot be had or pruned, and for a dense model that is not the published
+    Raises: SourceError and ValueError for what cannot be had or pruned, and for a dense model that is not the published
     one (see dense.py), unless ALLOW_DENSE_MISMATCH=1.
     """
     from slimllm_nb import evaluation, sources

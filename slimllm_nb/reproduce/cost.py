@@ -55,7 +55,7 @@ class Estimate:
 
 
 def announce(profile: Profile, folder: Path) -> str:
-    """The estimate in one line. Errors: CostError when disk or memory cannot do it."""
+    """The estimate in one line. Raises: CostError when disk or memory cannot do it."""
     on_device = profile.model != "embedded" and _accelerator(profile.device)
     needed = estimate(profile, bool(on_device))
     wanted = {folder: needed.disk, _cache(profile): needed.download}

@@ -195,7 +195,7 @@ def load_profile(name: str) -> Profile:
     """The profile data/profiles/<name>.yaml, or the one in a file of your own, when `name` is a path to a .yaml file.
 
     Paths in a file of your own (model, texts, published table) are relative to it.
-    Errors: ProfileError for an unknown name (lists the allowed ones), a file that is not there, and an invalid file
+    Raises: ProfileError for an unknown name (lists the allowed ones), a file that is not there, and an invalid file
     (names the file, each setting, what was found and what is allowed).
     """
     if not PROFILES.is_dir() and not is_path(name):

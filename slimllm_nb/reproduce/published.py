@@ -47,7 +47,7 @@ def tolerances() -> dict[str, Tolerance]:
 def published_fields(profile: Profile) -> Iterator[dict]:
     """The fields of a Claim for every number that the paper publishes for this profile.
 
-    Errors: PaperError for a table or a row that is not there.
+    Raises: PaperError for a table or a row that is not there.
     """
     if profile.model == "embedded":
         return

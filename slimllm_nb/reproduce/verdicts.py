@@ -161,7 +161,7 @@ def save_results(
 ) -> Path:
     """Write folder/results/<notebook>.json, whole or not at all; returns its path.
 
-    Errors: PaperError naming the first metric that is not a finite number; nothing is written then.
+    Raises: PaperError naming the first metric that is not a finite number; nothing is written then.
     """
     values = {}
     for name, value in metrics.items():

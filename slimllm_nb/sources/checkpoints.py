@@ -11,7 +11,7 @@ FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]  # config, weights, toke
 
 def checkpoint_folder(model: str = EMBEDDED, revision: str | None = None) -> Path:
     """The folder of "embedded", of a folder, or of a hub id (at `revision`), whose weights are fetched where they are
-    not there. Errors: SourceError for what the hub refuses."""
+    not there. Raises: SourceError for what the hub refuses."""
     if model == EMBEDDED:
         return embedded.folder(embedded.WEIGHTS)
     path = local_copy("models", model)
