@@ -29,9 +29,9 @@ from slimllm_nb.export.checkpoint import require_free, save_checkpoint
 from slimllm_nb.files import replacing, write_text
 from slimllm_nb.llama import require_fitting, require_length, require_llama, require_samples
 from slimllm_nb.methods import MethodLike, as_method
-from slimllm_nb.methods.gradients import gradient_names
 from slimllm_nb.progress import bar as progress_bar
 from slimllm_nb.pruning.budget import PruningTarget
+from slimllm_nb.pruning.gradients import gradient_names
 from slimllm_nb.pruning.layer import LayerSettings
 from slimllm_nb.pruning.prune import Layers, prune_decoder
 from slimllm_nb.pruning.report import PruningReport
@@ -130,8 +130,9 @@ class StoredLayers(Layers):
     """Layers of a stored model, and a folder of what was made of them. A layer is done once its output is there, which
     is written last. key: all that decides the result; a folder that was begun with something else is emptied."""
 
-    def __init__(self, stored: StoredModel, folder: Path, key: dict):
-        self.stored, self.folder, self.model = stored, folder, stored.skeleton
+    def __init__(self, stored: StoredModel, batch_size: int, folder: Path, key: dict):
+        super().__init__(stored.skeleton, batch_size)
+        self.stored, self.folder = stored, folder
         text, path = json.dumps(key, sort_keys=True, indent=1), folder / "key.json"
         if folder.is_dir() and not (path.is_file() and path.read_text(encoding="utf-8") == text):
             shutil.rmtree(folder)
@@ -215,7 +216,7 @@ def prune_checkpoint(
         "settings": [dataclasses.astuple(amount), seed, batch_size, activation_bytes],
     }
     settings = LayerSettings(method, batch_size, activation_bytes, seed)
-    layers = StoredLayers(stored, folder, key)
+    layers = StoredLayers(stored, batch_size, folder, key)
     pruned, report = prune_decoder(layers, input_ids, amount, settings, similarity, progress, start)
     card["base_model"] = card.get("base_model") or str(source)
     save_checkpoint(pruned, tokenizer, target, report=report, max_shard_size=max_shard_size, **card)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import weakref
+from importlib import import_module
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ def test_what_is_outside_the_layers_stays_as_it_is_on_disk_until_it_is_asked_for
     embedded = stored.embed(input_ids)
     assert embedded.dtype == torch.float32
     assert torch.equal(embedded, model.model.embed_tokens(input_ids).float())
-    StoredLayers(stored, tmp_path / "work", {}).outside()
+    StoredLayers(stored, 8, tmp_path / "work", {}).outside()
     assert {one.weight.dtype for one in outside} == {torch.float32}
     assert stored.layer(0).mlp.up_proj.weight.dtype == torch.float32
 
@@ -209,6 +210,22 @@ def test_out_of_memory_halves_the_batch_and_says_so(input_ids, save, tmp_path):
             batch_size=1,
             method=scored_by(Cut(torch.OutOfMemoryError("again"), 1)),
         )
+
+
+def test_a_halved_batch_stays_halved_in_the_walks_that_follow(input_ids):
+    module, sizes = import_module("slimllm_nb.pruning.prune"), []
+
+    def step(layer, hidden, context, index, batch_size):
+        sizes.append(batch_size)
+        if batch_size > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return None, {}
+
+    layers = module.Layers(make_small_model(2), 8)
+    with pytest.warns(UserWarning, match="from here on 4 samples at a time"):
+        module.walk(layers, "first", step, input_ids, False)
+    module.walk(layers, "second", step, input_ids, False)
+    assert sizes == [8] + [4] * 8
 
 
 def lacking(source):

@@ -1,5 +1,7 @@
 """regression.py against numpy.polyfit, one output at a time."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -73,3 +75,20 @@ def test_laws(seed, a, b):
     error = (scale * kept + shift - full).square().sum()
     for ds, db in [(1e-3, 0), (-1e-3, 0), (0, 1e-3), (0, -1e-3)]:
         assert ((scale + ds) * kept + shift + db - full).square().sum() > error
+
+
+def test_moments_in_batches_and_from_a_covariance_are_those_of_all_tokens(generator):
+    inputs = torch.randn(30, 6, generator=generator).double() @ torch.randn(6, 6, generator=generator).double() + 50
+    full_weight, columns = torch.randn(4, 6, generator=generator).double(), torch.tensor([0, 2, 5])
+    kept_weight = full_weight[:, columns] * 1.5
+    kept, full = inputs[:, columns] @ kept_weight.T, inputs @ full_weight.T
+    expected = asdict(regression.moments(kept, full))
+    np.testing.assert_allclose(
+        expected["cov"], [np.cov(a, b, bias=True)[0, 1] for a, b in zip(kept.T, full.T, strict=True)]
+    )
+    batches = regression.running_moments(zip(kept.split(7), full.split(7), strict=True))
+    covariance = torch.cov(inputs.T, correction=0)
+    other = regression.moments_from_covariance(inputs.mean(0), covariance, columns, kept_weight, full_weight)
+    for found in (asdict(batches), asdict(other)):
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9)

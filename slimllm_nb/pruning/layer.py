@@ -91,19 +91,17 @@ def dense_scores(
     batch_size: int,
 ) -> tuple[None, dict[str, Tensor]]:
     """Head and channel scores of a layer that is not pruned. `hidden` is overwritten with its output."""
-    batches, where, found = hidden.split(batch_size), f"decoder layer {index}", {}
+    batches, where, method = hidden.split(batch_size), f"decoder layer {index}", settings.method
+    heads = _score(Attention(layer, batches, context, where), method.head_score, index, settings)
+    mlp = Mlp(layer, batches, settings.activation_bytes, where)
+    return None, {"head_scores": heads, "channel_scores": _score(mlp, method.channel_score, index, settings)}
 
-    def scored(sublayer: Sublayer, score: Part) -> Tensor:
-        statistics = _constants(sublayer, index, settings) | gather(sublayer, set(score.needs))
-        found = checked_scores(score, score(statistics), sublayer.count, sublayer.where)
-        _move_on(sublayer, None, sublayer.weight, sublayer.projection.bias)
-        return found
 
-    found["head_scores"] = scored(Attention(layer, batches, context, where), settings.method.head_score)
-    found["channel_scores"] = scored(
-        Mlp(layer, batches, settings.activation_bytes, where), settings.method.channel_score
-    )
-    return None, found
+def _score(sublayer: Sublayer, score: Part, index: int, settings: LayerSettings) -> Tensor:
+    statistics = gather(sublayer, set(score.needs)) | _constants(sublayer, index, settings)
+    found = checked_scores(score, score(statistics), sublayer.count, sublayer.where)
+    _move_on(sublayer, None, sublayer.weight, sublayer.projection.bias)
+    return found
 
 
 def _prune(
@@ -116,8 +114,8 @@ def _prune(
         return kept, sublayer.cut(kept, sublayer.weight.clone(), None if bias is None else bias.clone()), {}
     recovery = settings.method.recovery
     parts = [score, selection, recovery] if "scores" in selection.needs else [selection, recovery]
-    statistics = gather(sublayer, {name for part in parts for name in part.needs})
-    statistics |= _constants(sublayer, index, settings)
+    wanted = {name for part in parts for name in part.needs}
+    statistics = gather(sublayer, wanted) | _constants(sublayer, index, settings)
     kept = _choose(sublayer, statistics, score, selection, num_pruned)
     weight, bias, report = _recover(sublayer, statistics, sublayer.columns(kept), recovery)
     _move_on(sublayer, sublayer.columns(kept), weight, bias)

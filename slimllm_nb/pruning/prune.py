@@ -19,9 +19,9 @@ from slimllm_nb import calibration, ratios
 from slimllm_nb.evaluation import count_parameters
 from slimllm_nb.llama import require_samples, require_whole
 from slimllm_nb.methods import MethodLike, as_method
-from slimllm_nb.methods.gradients import gradient_names, loss_gradients
 from slimllm_nb.progress import bar as progress_bar
 from slimllm_nb.pruning.budget import Plan, PruningTarget, check_met
+from slimllm_nb.pruning.gradients import gradient_names, loss_gradients
 from slimllm_nb.pruning.layer import LayerSettings, dense_scores, prune_layer
 from slimllm_nb.pruning.report import LayerReport, PartReport, PruningReport
 from slimllm_nb.pruning.slicing import assemble
@@ -73,7 +73,7 @@ def prune(
     names = gradient_names(method)
     gradients = loss_gradients(model, input_ids, names, batch_size, progress) if names else None
     settings = LayerSettings(method, batch_size, activation_bytes, seed, gradients)
-    return prune_decoder(Layers(model), input_ids, target, settings, similarity, progress, start)
+    return prune_decoder(Layers(model, batch_size), input_ids, target, settings, similarity, progress, start)
 
 
 @torch.no_grad()
@@ -84,15 +84,15 @@ def layer_similarities(
 
     Raises: ValueError naming the first layer whose activations are not finite.
     """
-    return _values(walk(Layers(model), "layer similarity", _similarity_step, input_ids, batch_size, progress))
+    return _values(walk(Layers(model, batch_size), "layer similarity", _similarity_step, input_ids, progress))
 
 
 class Layers:
     """Where decoder layers come from, and where what was made of them goes: here, a model in memory. See also
-    disk.StoredLayers."""
+    disk.StoredLayers. batch_size: samples at a time; out of memory on an accelerator halves it for good."""
 
-    def __init__(self, model: LlamaForCausalLM):
-        self.model, self.results = model, {}
+    def __init__(self, model: LlamaForCausalLM, batch_size: int):
+        self.model, self.batch_size, self.results = model, batch_size, {}
 
     def layer(self, index: int) -> nn.Module:
         return self.model.model.layers[index]
@@ -116,7 +116,7 @@ class Layers:
         return self.results[walk, index]
 
 
-def walk(layers: Layers, name: str, step: Callable, input_ids: Tensor, batch_size: int, progress: bool) -> list[tuple]:
+def walk(layers: Layers, name: str, step: Callable, input_ids: Tensor, progress: bool) -> list[tuple]:
     """step(layer, hidden, context, index, batch_size) for every layer: overwrites `hidden` (samples, length, hidden),
     the layer's input, with its output; returns a value and tensors. Goes on where it was cut off."""
     total, context = len(layers.model.model.layers), partial(calibration.layer_context, layers.model)
@@ -128,12 +128,12 @@ def walk(layers: Layers, name: str, step: Callable, input_ids: Tensor, batch_siz
         layer, before, done = layers.layer(index), hidden.clone(), None
         while done is None:
             try:
-                done = step(layer, hidden, context, index, batch_size)
+                done = step(layer, hidden, context, index, layers.batch_size)
             except torch.OutOfMemoryError:
-                if batch_size == 1:
+                if layers.batch_size == 1:
                     raise
-                batch_size //= 2
-                message = f"decoder layer {index}: out of memory; from here on {batch_size} samples at a time"
+                layers.batch_size //= 2
+                message = f"decoder layer {index}: out of memory; from here on {layers.batch_size} samples at a time"
                 warnings.warn(message, stacklevel=2)
                 hidden.copy_(before)  # a step that fails leaves a part of it overwritten
                 if hidden.device.type != "cpu":
@@ -153,7 +153,7 @@ def prune_decoder(
     start: float,
 ) -> tuple[LlamaForCausalLM, PruningReport]:
     """prune() and disk.prune_checkpoint() after their settings were checked. start: time.perf_counter() of the call."""
-    method, walked = settings.method, (input_ids, settings.batch_size, progress)
+    method, walked = settings.method, (input_ids, progress)
     leading: list[Tensor] = []
     if similarity is None and "similarity" in method.allocation.needs:
         found = walk(layers, "layer similarity", _similarity_step, *walked)

@@ -145,16 +145,16 @@ def output_moments(
         cov, var_kept, var_full = heads.kept_and_full(statistics["contribution_covariance"], heads_kept)
         full = own.to(means)
         return regression.Moments(full[:, columns] @ means[columns], full @ means, var_kept, var_full, cov)
+    kept = own[:, columns] if weight is None else weight
+    if "input_covariance" in statistics:
+        return regression.moments_from_covariance(means, statistics["input_covariance"], columns, kept, own)
     others = other_columns(columns, own.shape[1])
     fewer = weight is None and len(others) < len(columns)  # then what is pruned is cheaper to compute
-    weight = own[:, columns] if weight is None else weight
-    if "input_covariance" in statistics:
-        return regression.moments_from_covariance(means, statistics["input_covariance"], columns, weight, own)
 
     def kept_output(index: int, full: Tensor) -> Tensor:
         if fewer:
             return full - functional.linear(sublayer.inputs(index, others), own[:, others])
-        return functional.linear(sublayer.inputs(index, columns), weight.to(own))
+        return functional.linear(sublayer.inputs(index, columns), kept.to(own))
 
     pairs = ((kept_output(index, full), full) for index, full in enumerate(statistics["outputs"]))
     return regression.running_moments(pairs)

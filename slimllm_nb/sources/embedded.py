@@ -50,13 +50,16 @@ def folder(*weights: str) -> Path:
     converted = cache_folder() / CONVERTED
     if not _damage(converted, weights):
         return converted
-    gguf = cached_file(GGUF)
+    with needing_extra("embedded", "the embedded model"):
+        import accelerate  # noqa: F401  what transformers reads GGUF with
+        import gguf  # noqa: F401
+    file = cached_file(GGUF)
     with changing_cache():
         if damage := _damage(converted, weights):  # another process may have converted it while this one waited
             if converted.exists():
                 warnings.warn(f"{damage}: converting the embedded model again", stacklevel=3)
                 shutil.rmtree(converted)
-            _convert(gguf, converted)
+            _convert(file, converted)
     return converted
 
 
@@ -80,9 +83,6 @@ def _damage(folder: Path, weights: tuple[str, ...]) -> str:
 def _convert(file: Path, folder: Path) -> None:
     """GGUF -> safetensors in float32, exactly the numbers that the 4-bit weights stand for. Takes about a minute."""
     print(f"Converting the embedded model into {folder} (once, about a minute)", file=sys.stderr)
-    with needing_extra("embedded", "the embedded model"):
-        import accelerate  # noqa: F401  what transformers reads GGUF with
-        import gguf  # noqa: F401
     with partial_folder() as partial, no_progress_bars():
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         # Nothing is quantised any more; left in place, these would make save_pretrained refuse.
