@@ -5,7 +5,6 @@ import random
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -21,9 +20,7 @@ def draw_samples(
     A document counts only if it has at least `length` tokens. Paper section 5.1 (32 x 128) and the authors' code.
     Raises: ValueError when too few documents are long enough; it names how many there are.
     """
-    _check_sizes(num_samples, length)
-    generator = random.Random(seed)
-    tokenized = tokenizer(list(texts))["input_ids"] if len(texts) else []
+    generator, tokenized = random.Random(seed), _tokenized(texts, tokenizer, num_samples, length)
     long_enough = [ids for ids in tokenized if len(ids) >= length]
     if len(long_enough) < num_samples:
         longest = max(map(len, tokenized), default=0)
@@ -42,9 +39,8 @@ def windows(
 
     Raises: ValueError when the texts do not hold that many windows; it names how many there are.
     """
-    _check_sizes(num_samples, length)
-    tokenized = tokenizer(list(texts))["input_ids"] if len(texts) else []
-    pieces = [ids[i : i + length] for ids in tokenized for i in range(0, len(ids) - length + 1, length)]
+    documents = _tokenized(texts, tokenizer, num_samples, length)
+    pieces = [ids[i : i + length] for ids in documents for i in range(0, len(ids) - length + 1, length)]
     if len(pieces) < num_samples:
         raise ValueError(
             f"{num_samples} samples of {length} tokens were asked for, but the {len(texts)} texts hold "
@@ -53,9 +49,10 @@ def windows(
     return torch.tensor(random.Random(seed).sample(pieces, num_samples))
 
 
-def _check_sizes(num_samples: int, length: int) -> None:
+def _tokenized(texts, tokenizer, num_samples: int, length: int) -> list[list[int]]:
     if num_samples < 1 or length < 2:
         raise ValueError(f"num_samples is {num_samples} and length {length}; allowed: at least 1 and at least 2")
+    return tokenizer(list(texts))["input_ids"] if len(texts) else []
 
 
 def embed(model: LlamaForCausalLM, input_ids: Int[Tensor, "samples length"]) -> Float[Tensor, "samples length hidden"]:
@@ -85,18 +82,14 @@ def head_inputs(
     """What enters `o_proj` of this decoder layer, by head: X_h of paper section 4.1."""
     attention = _without(layer.self_attn, "o_proj")
     mixed = attention(layer.input_layernorm(hidden), **context)[0]
-    return rearrange(
-        mixed, "samples length (heads head_dim) -> (samples length) heads head_dim", head_dim=attention.head_dim
-    )
+    return mixed.flatten(0, 1).unflatten(1, (-1, attention.head_dim))
 
 
 def mlp_inputs(
     layer: nn.Module, after_attention: Float[Tensor, "samples length hidden"]
 ) -> Float[Tensor, "tokens hidden"]:
     """What enters the MLP of this decoder layer: X of paper section 4.2."""
-    return rearrange(
-        layer.post_attention_layernorm(after_attention), "samples length hidden -> (samples length) hidden"
-    )
+    return layer.post_attention_layernorm(after_attention).flatten(0, 1)
 
 
 def mlp_activations(

@@ -8,7 +8,6 @@ import copy
 import dataclasses
 import json
 import shutil
-import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -23,18 +22,18 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from slimllm_nb import calibration
+from slimllm_nb.checks import require_fitting, require_length, require_llama, require_samples
 from slimllm_nb.comparison import identity
 from slimllm_nb.evaluation.perplexity import negative_log_likelihood, of_sum
 from slimllm_nb.export.checkpoint import require_free, save_checkpoint
 from slimllm_nb.files import replacing, write_text
-from slimllm_nb.llama import require_fitting, require_length, require_llama, require_samples
 from slimllm_nb.methods import MethodLike, as_method
+from slimllm_nb.methods.gradients import gradient_names
 from slimllm_nb.progress import bar as progress_bar
 from slimllm_nb.pruning.budget import PruningTarget
-from slimllm_nb.pruning.gradients import gradient_names
-from slimllm_nb.pruning.layer import LayerSettings
 from slimllm_nb.pruning.prune import Layers, prune_decoder
 from slimllm_nb.pruning.report import PruningReport
+from slimllm_nb.pruning.sublayers import Settings
 from slimllm_nb.sources import SourceError, load_tokenizer
 from slimllm_nb.sources.models import find_device, require_llama_config
 
@@ -140,9 +139,6 @@ class StoredLayers(Layers):
         write_text(path, text)
         self.layer, self.embed = stored.layer, stored.embed
 
-    def outside(self):
-        return self.model.to(self.stored.dtype)
-
     def begun(self, walk: str) -> tuple[int, Tensor | None]:
         files = sorted(self.folder.glob(f"{walk}-hidden-*.safetensors"))
         if not files:
@@ -196,7 +192,7 @@ def prune_checkpoint(
     that holds something else than a checkpoint; ValueError for a method that needs gradients of the whole model, and
     for a disk without room. All before the first layer is computed.
     """
-    start, target, method = time.perf_counter(), Path(target).absolute(), as_method(method)
+    target, method = Path(target).absolute(), as_method(method)
     require_free(target)
     if gradient_names(method):
         raise ValueError(f"method {method.name} asks for gradients, which need the whole model in memory: use prune()")
@@ -215,9 +211,9 @@ def prune_checkpoint(
         "inputs": [None if one is None else identity.of_tensor(one) for one in (input_ids, similarity)],
         "settings": [dataclasses.astuple(amount), seed, batch_size, activation_bytes],
     }
-    settings = LayerSettings(method, batch_size, activation_bytes, seed)
+    settings = Settings(method, similarity, seed, activation_bytes)
     layers = StoredLayers(stored, batch_size, folder, key)
-    pruned, report = prune_decoder(layers, input_ids, amount, settings, similarity, progress, start)
+    pruned, report = prune_decoder(layers, input_ids, amount, settings, progress)
     card["base_model"] = card.get("base_model") or str(source)
     save_checkpoint(pruned, tokenizer, target, report=report, max_shard_size=max_shard_size, **card)
     shutil.rmtree(folder)

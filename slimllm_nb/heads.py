@@ -11,7 +11,6 @@ Statistics are float64 (tens of thousands of tokens are summed and near ties dec
 """
 
 import torch
-from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -26,11 +25,8 @@ def head_covariance(
 
     `head_inputs` is what enters `o_proj`, `output_weight` is `o_proj.weight`. Float64. Paper section 4.1.
     """
-    heads = head_inputs.shape[1]
-    flat = rearrange(head_inputs, "tokens heads head_dim -> tokens (heads head_dim)").double()
-    centred = flat - flat.mean(dim=0)
-    sigma = centred.T @ centred / len(centred)  # (heads * head_dim, heads * head_dim)
-    return covariance_of_contributions(sigma, output_weight, heads)
+    sigma = torch.cov(head_inputs.double().flatten(1).T, correction=0)  # (heads * head_dim, heads * head_dim)
+    return covariance_of_contributions(sigma, output_weight, head_inputs.shape[1])
 
 
 def covariance_of_contributions(
@@ -126,4 +122,4 @@ def exchange_similarities(
         - 2 * with_kept[:, kept]
         - 2 * covariance[:, candidate, kept]
     )
-    return _similarity(cov, var, einsum(with_full, "hidden heads -> hidden")[:, None])
+    return _similarity(cov, var, with_full.sum(1, keepdim=True))

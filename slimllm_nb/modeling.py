@@ -16,7 +16,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
-    LlamaMLP,
     LlamaModel,
     LlamaPreTrainedModel,
     LlamaRMSNorm,
@@ -41,15 +40,6 @@ class SlimLlamaConfig(LlamaConfig):
 
     def validate_architecture(self):
         """Nothing to check: LLaMA's rule (hidden size divisible by the heads) cannot hold when heads are removed."""
-
-
-def expand_key_values(states: torch.Tensor, queries_per_head: list[int]) -> torch.Tensor:
-    """Repeat key or value head g `queries_per_head[g]` times.
-
-    (batch, key_value_heads, length, head_dim) -> (batch, heads, length, head_dim).
-    """
-    groups = [states[:, g : g + 1].expand(-1, count, -1, -1) for g, count in enumerate(queries_per_head)]
-    return torch.cat(groups, dim=1)
 
 
 class SlimLlamaAttention(LlamaAttention):
@@ -80,25 +70,23 @@ class _Expanding:
     def update(self, keys, values, layer_idx, *args, **kwargs):
         if self.cache is not None:
             keys, values = self.cache.update(keys, values, layer_idx, *args, **kwargs)
-        return expand_key_values(keys, self.queries_per_head), expand_key_values(values, self.queries_per_head)
+        counts = torch.tensor(self.queries_per_head, device=keys.device)
+        width = sum(self.queries_per_head)
+        return tuple(one.repeat_interleave(counts, dim=1, output_size=width) for one in (keys, values))
 
 
 class SlimLlamaDecoderLayer(LlamaDecoderLayer):
     """Decoder layer `layer_idx`; `config` is the whole model's."""
 
     def __init__(self, config: SlimLlamaConfig, layer_idx: int):
-        nn.Module.__init__(self)
-        model_config, config = config, config.per_layer_config[layer_idx]
-        self.hidden_size = config.hidden_size
-        self.self_attn = SlimLlamaAttention(config, layer_idx)
+        own = config.per_layer_config[layer_idx]
+        super().__init__(own, layer_idx)
+        self.self_attn = SlimLlamaAttention(own, layer_idx)
         # Read in every forward pass for the attention implementation, which belongs to the whole model: the masks are
         # made for it, so a layer with another one would see the tokens after it.
-        self.self_attn.config = model_config
-        self.mlp = LlamaMLP(config)
-        if config.down_proj_bias:
-            self.mlp.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=True)
-        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn.config = config
+        if own.down_proj_bias:
+            self.mlp.down_proj = nn.Linear(own.intermediate_size, own.hidden_size, bias=True)
 
 
 class SlimLlamaPreTrainedModel(LlamaPreTrainedModel):

@@ -24,16 +24,10 @@ class Moments:
     cov: Float[Tensor, "hidden"]
 
 
-def moments(kept_output: Float[Tensor, "tokens hidden"], full_output: Float[Tensor, "tokens hidden"]) -> Moments:
-    """Moments of two outputs of the same tokens (population variances: divided by the number of tokens)."""
-    return running_moments([(kept_output, full_output)])
-
-
-def running_moments(
-    batches: Iterable[tuple[Float[Tensor, "tokens hidden"], Float[Tensor, "tokens hidden"]]],
-) -> Moments:
-    """The same over batches of tokens, summed around the first batch's means (a naive sum of squares would lose the
-    variance of an output whose mean is large)."""
+def moments(batches: Iterable[tuple[Float[Tensor, "tokens hidden"], Float[Tensor, "tokens hidden"]]]) -> Moments:
+    """Moments of two outputs, kept and full, of the same tokens, batch by batch; population variances (divided by the
+    number of tokens). Summed around the first batch's means: a naive sum of squares would lose the variance of an
+    output whose mean is large."""
     count, centres, sums = 0, None, 0.0
     for batch in batches:
         kept, full = (one.double() for one in batch)
@@ -70,7 +64,7 @@ def fit(
     kept_output: Float[Tensor, "tokens hidden"], full_output: Float[Tensor, "tokens hidden"]
 ) -> tuple[Float[Tensor, "hidden"], Float[Tensor, "hidden"]]:
     """Scale and shift, float64, so that scale * kept_output + shift is closest to full_output. Paper eqs. 9-10."""
-    return fit_moments(moments(kept_output, full_output))
+    return fit_moments(moments([(kept_output, full_output)]))
 
 
 def variance_floor(var_full: Float[Tensor, "*outputs"]) -> Float[Tensor, ""]:

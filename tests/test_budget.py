@@ -8,13 +8,13 @@ from slimllm_nb import ratios
 from slimllm_nb.llama import Widths, layer_widths
 from slimllm_nb.pruning import prune
 from slimllm_nb.pruning.budget import (
+    PruningTarget,
     channels_for,
     check_met,
-    check_target,
     expand_ratios,
     plan_target,
     removed_counts,
-    removed_parameters,
+    unit_parameters,
 )
 
 
@@ -38,7 +38,7 @@ def test_one_ratio_a_layer_is_that_of_heads_and_channels():
 
 @pytest.mark.parametrize("biases", [False, True])
 @pytest.mark.parametrize("recover", [True, False])
-def test_removed_parameters_are_those_that_left(biases, recover, generator):
+def test_units_add_up_to_the_parameters_that_left(biases, recover, generator):
     model = make_small_model(4, attention_bias=biases, mlp_bias=biases)
     input_ids = torch.randint(0, 101, (8, 10), generator=generator)
     options = {"pruning_ratio": 0.5, "pruned_layers": 3, "alpha": 1.0, "progress": False}
@@ -48,7 +48,10 @@ def test_removed_parameters_are_those_that_left(biases, recover, generator):
         old, new = layer_widths(before), layer_widths(after)
         gone = [getattr(old, name) - getattr(new, name) for name in ("heads", "key_value_heads", "channels")]
         sizes = [sum(p.numel() for p in layer.parameters()) for layer in (before, after)]
-        assert sizes[0] - sizes[1] == removed_parameters(before, *gone, shift=recover)
+        units = sum(number * size for number, size in zip(gone, unit_parameters(before), strict=True))
+        new_biases = len(dict(after.named_parameters())) - len(dict(before.named_parameters()))
+        assert new_biases == (2 if recover and gone[2] and not biases else 0)
+        assert sizes[0] - sizes[1] == units - new_biases * before.hidden_size
 
 
 @pytest.mark.parametrize("shift", [True, False])
@@ -58,7 +61,8 @@ def test_no_other_number_of_channels_comes_nearer(shift, removal):
     chosen = channels_for(layer, removal, shift)
 
     def distance(channels):
-        return abs(removed_parameters(layer, 0, 0, channels, shift) - removal)
+        added = layer.hidden_size if shift and channels else 0
+        return abs(channels * unit_parameters(layer)[2] - added - removal)
 
     assert distance(chosen) == min(map(distance, range(80)))
 
@@ -73,7 +77,7 @@ def test_a_plan_removes_what_the_target_asks(part, shift):
     before = None
     for target in (0.9, 0.75, 0.6):
         plan = plan_target(lambda r: ratios.allocate(similarity, r, 5, 2.0), model, target, part, shift)
-        assert sum(plan.removals) == pytest.approx((1 - target) * total, rel=1e-6)
+        assert plan.removals.sum() == pytest.approx((1 - target) * total, rel=1e-6)
         assert plan.removals[0] == 0 < min(plan.removals[1:])
         assert before is None or plan.pruning_ratio > before
         before = plan.pruning_ratio
@@ -90,7 +94,7 @@ def test_a_plan_removes_what_the_target_asks(part, shift):
 )
 def test_targets_that_are_none_are_refused(part, target, message):
     with pytest.raises(ValueError, match=message):
-        check_target(target, part)
+        PruningTarget(None, target, part, 3, 1.0).check(make_small_model(4))
 
 
 def test_targets_out_of_reach_are_refused():
@@ -99,5 +103,5 @@ def test_targets_out_of_reach_are_refused():
             lambda r: ratios.allocate(torch.ones(4), r, 2, 0.0), make_small_model(8), 0.1, "decoder", shift=True
         )
     with pytest.raises(ValueError, match=r"0\.7 of the model, but 0\.7040 are left, which is not within 0\.003"):
-        check_met(0.7, "model", 0.704)
-    check_met(0.7, "model", 0.7029)
+        check_met(PruningTarget(None, 0.7, "model", 3, 1.0), {"model": 0.704})
+    check_met(PruningTarget(None, 0.7, "model", 3, 1.0), {"model": 0.7029})

@@ -11,11 +11,11 @@ from conftest import make_small_model
 from literal import contributions, literal_importance, literal_select, literal_similarity
 from slimllm_nb.methods import PartError, as_method, method_names, register
 from slimllm_nb.methods.flap import global_threshold
+from slimllm_nb.methods.gradients import loss_gradients
 from slimllm_nb.methods.llm_pruner import middle_layers
 from slimllm_nb.methods.obs import remove_groups
 from slimllm_nb.methods.ridge import PENALTIES, fit_ridge, ridge
 from slimllm_nb.pruning import prune
-from slimllm_nb.pruning.gradients import loss_gradients
 
 SETTINGS = {"pruning_ratio": 0.4, "pruned_layers": 3, "alpha": 2.0, "progress": False}
 

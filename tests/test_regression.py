@@ -30,7 +30,7 @@ def test_fit_equals_polyfit(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_relative_error_is_the_ratio_of_norms(seed):
     kept, full = (t.double() for t in case(seed))
-    m = regression.moments(kept, full)
+    m = regression.moments([(kept, full)])
     scale, shift = regression.fit_moments(m)
     assert regression.relative_error(m) == pytest.approx(((kept - full).norm() / full.norm()).item(), rel=1e-9)
     after = ((scale * kept + shift - full).norm() / full.norm()).item()
@@ -82,11 +82,11 @@ def test_moments_in_batches_and_from_a_covariance_are_those_of_all_tokens(genera
     full_weight, columns = torch.randn(4, 6, generator=generator).double(), torch.tensor([0, 2, 5])
     kept_weight = full_weight[:, columns] * 1.5
     kept, full = inputs[:, columns] @ kept_weight.T, inputs @ full_weight.T
-    expected = asdict(regression.moments(kept, full))
+    expected = asdict(regression.moments([(kept, full)]))
     np.testing.assert_allclose(
         expected["cov"], [np.cov(a, b, bias=True)[0, 1] for a, b in zip(kept.T, full.T, strict=True)]
     )
-    batches = regression.running_moments(zip(kept.split(7), full.split(7), strict=True))
+    batches = regression.moments(zip(kept.split(7), full.split(7), strict=True))
     covariance = torch.cov(inputs.T, correction=0)
     other = regression.moments_from_covariance(inputs.mean(0), covariance, columns, kept_weight, full_weight)
     for found in (asdict(batches), asdict(other)):

@@ -76,23 +76,3 @@ def test_how_often_activations_are_computed(small_model, generator, activation_b
         assert torch.equal(last.state_dict()[name], tensor)
         assert last.state_dict()[name].data_ptr() != tensor.data_ptr()
     assert report.layers[-1].kept_channels == list(range(width)) and report.layers[-1].mlp_error_before is None
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("spared", [0, 1, 2, 3])
-def test_the_first_layers_are_computed_once_where_nothing_is_pruned(spared, small_model, generator):
-    """Their outputs are known from the pass for the similarities; and the same, bit by bit, where these are given."""
-    input_ids = torch.randint(0, 101, (6, 10), generator=generator)
-    computed = []
-    for index, layer in enumerate(small_model.model.layers):
-        layer.mlp.up_proj.register_forward_hook(lambda *_, index=index: computed.append(index))
-
-    def from_there_on(similarity, pruning_ratio):
-        return pruning_ratio * (torch.arange(len(similarity)) >= spared)
-
-    settings = SETTINGS | {"method": {"allocation": from_there_on}}
-    pruned, report = prune(small_model, input_ids, **settings)
-    assert computed == [0, 1, 2, 3, *range(min(spared, 2), 4)]
-    similarity = torch.tensor([line.similarity for line in report.layers], dtype=torch.float64)
-    expected = prune(small_model, input_ids, **settings, similarity=similarity)[0].state_dict()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in pruned.state_dict().items())

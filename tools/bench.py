@@ -39,7 +39,8 @@ from slimllm_nb.disk import prune_checkpoint
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.methods import as_method
 from slimllm_nb.pruning import prune
-from slimllm_nb.pruning.layer import LayerSettings, prune_layer
+from slimllm_nb.pruning.layer import prune_layer
+from slimllm_nb.pruning.sublayers import Settings
 from slimllm_nb.reproduce.profiles import load_profile, run_folder
 from slimllm_nb.sources import load_model, load_texts, load_tokenizer
 
@@ -118,8 +119,8 @@ def wide_case() -> tuple[torch.nn.Module, torch.Tensor, Callable[[torch.Tensor],
 
 
 def pruned_layer(layer, hidden, context):
-    settings = LayerSettings(as_method("slimllm"), BATCH)
-    return prune_layer(layer, hidden.clone(), context, (RATIO, RATIO), None, 0, settings)[0]["report"]
+    batches, settings = hidden.clone().split(BATCH), Settings(as_method("slimllm"))
+    return prune_layer(layer, batches, context, (RATIO, RATIO), None, 0, settings)[0]["report"]
 
 
 @torch.no_grad()
@@ -232,11 +233,11 @@ def watched(pid: int | str = "self") -> Iterator[dict]:
 def measure_growth(num_samples: int) -> dict:
     """The first layers, one after the other; what they leave is not kept, so that the pruned model hides nothing."""
     model, ids = embedded_case(num_samples)
-    settings, context = LayerSettings(as_method("slimllm"), BATCH), partial(calibration.layer_context, model)
+    settings, context = Settings(as_method("slimllm")), partial(calibration.layer_context, model)
 
     def run(hidden: torch.Tensor) -> None:
         for index, layer in enumerate(model.model.layers[:GROWTH_LAYERS]):
-            prune_layer(layer, hidden, context, (RATIO, RATIO), None, index, settings)
+            prune_layer(layer, hidden.split(BATCH), context, (RATIO, RATIO), None, index, settings)
 
     run(calibration.embed(model, ids[:BATCH]))  # what is allocated once and for all
     hidden = calibration.embed(model, ids)

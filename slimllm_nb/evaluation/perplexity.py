@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slimllm_nb.llama import require_length
+from slimllm_nb.checks import require_length
 from slimllm_nb.progress import bar
 
 

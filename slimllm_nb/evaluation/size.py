@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from slimllm_nb.llama import require_llama
+from slimllm_nb.checks import require_llama
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

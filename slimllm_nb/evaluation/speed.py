@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from slimllm_nb.llama import require_llama
+from slimllm_nb.checks import require_llama
 from slimllm_nb.progress import bar as progress_bar
 
 FIRST_TOKEN = "time to first token (s)"

@@ -20,8 +20,8 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+from slimllm_nb.checks import require_fitting, require_llama
 from slimllm_nb.files import ROOT
-from slimllm_nb.llama import require_fitting, require_llama
 from slimllm_nb.progress import followed
 from slimllm_nb.sources.hub import in_local_datasets
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers import __version__ as transformers_version
 
+from slimllm_nb.checks import require_fitting, require_llama, require_whole
 from slimllm_nb.evaluation import count_parameters
-from slimllm_nb.llama import require_fitting, require_llama, require_whole
 from slimllm_nb.pruning.report import PruningReport
 from slimllm_nb.sources.embedded import CONVERTED
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+from slimllm_nb.checks import require_fitting, require_llama
 from slimllm_nb.export.stock import fill_attention
 from slimllm_nb.files import replacing
-from slimllm_nb.llama import queries_per_key_value_head, require_fitting, require_llama
+from slimllm_nb.llama import queries_per_key_value_head
 from slimllm_nb.modeling import SlimLlamaAttention, SlimLlamaConfig
 
 ARCHITECTURE = "deci"

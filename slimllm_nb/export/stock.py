@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from slimllm_nb.checks import require_llama
 from slimllm_nb.evaluation import count_parameters
-from slimllm_nb.llama import head_columns, queries_per_key_value_head, require_llama
+from slimllm_nb.llama import head_columns, queries_per_key_value_head
 
 OWN_SETTINGS = ("queries_per_key_value_head", "o_proj_bias", "down_proj_bias", "per_layer_config")
 

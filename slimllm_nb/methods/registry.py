@@ -287,6 +287,16 @@ def checked_choice(part: Part, kept, count: int, num_pruned: int, where: str) ->
     return kept
 
 
+def checked_allocation(part: Part, found, layers: int) -> torch.Tensor:
+    """In float64 on the CPU. Raises: PartError unless a ratio, or two, for every layer, finite and not negative."""
+    shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+    if shape not in ((layers,), (layers, 2)):
+        raise PartError(f"{part} returned {shape}; allowed: ({layers},), or ({layers}, 2) for heads, channels")
+    if not torch.isfinite(found).all() or (found < 0).any():
+        raise PartError(f"{part} returned {found.tolist()}; allowed: finite ratios, not negative")
+    return found.double().cpu()
+
+
 def checked_recovery(
     part: Part, result, weight: torch.Tensor, kept: int, where: str
 ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, float]]:

@@ -5,16 +5,19 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from scipy import optimize
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from slimllm_nb import ratios
 from slimllm_nb.evaluation import count_parameters
 from slimllm_nb.llama import Widths, layer_widths
-from slimllm_nb.methods import Method, Part, PartError
+from slimllm_nb.methods import Method
+from slimllm_nb.methods.registry import checked_allocation
 
 TOLERANCE = 0.003  # a target is met when the share that is left is within 0.3 points of it
 PARTS = ("model", "decoder")
+HIGHEST = 1 - 1e-9  # ratio
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Plan:
 
     pruning_ratio: float
     layer_ratios: Float[Tensor, "layers 2"]
-    removals: list[float] | None
+    removals: Float[Tensor, "layers"] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,43 +42,34 @@ class PruningTarget:
 
     def check(self, model: LlamaForCausalLM) -> None:
         """Raises: ValueError naming the setting that is out of range."""
-        if (self.pruning_ratio is None) == (self.target_parameters is None):
-            raise ValueError(
-                f"pruning_ratio is {self.pruning_ratio} and target_parameters is {self.target_parameters}: "
-                "give exactly one of them"
-            )
-        if self.target_parameters is not None:
-            check_target(self.target_parameters, self.target_of)
-        nothing = torch.zeros(len(model.model.layers))
-        ratios.allocate(nothing, self.pruning_ratio or 0.0, self.pruned_layers, self.alpha)  # checks them
+        ratio, target = self.pruning_ratio, self.target_parameters
+        if (ratio is None) == (target is None):
+            raise ValueError(f"pruning_ratio is {ratio} and target_parameters is {target}: give exactly one of them")
+        if self.target_of not in PARTS:
+            raise ValueError(f"target_of is {self.target_of!r}; allowed: {', '.join(map(repr, PARTS))}")
+        if target is not None and not 0 < target <= 1:
+            raise ValueError(f"target_parameters is {target}; allowed: above 0, up to 1 (all parameters stay)")
+        ratios.allocate(torch.zeros(len(model.model.layers)), ratio or 0.0, self.pruned_layers, self.alpha)
 
     def plan(self, method: Method, model: LlamaForCausalLM, known: Mapping) -> Plan:
         """What every layer is to lose. known: what the method's allocation may ask for and depends on the samples.
 
-        Raises: PartError for what an allocation may not return; ValueError for a target out of reach.
+        Raises: PartError unless the allocation gives a ratio, or two, for every layer, finite and not negative;
+        ValueError for a target out of reach.
         """
-        known = {"pruned_layers": self.pruned_layers, "alpha": self.alpha, **_sizes(model), **known}
+        units = [(layer_widths(layer), *unit_parameters(layer)) for layer in model.model.layers]
+        heads = [query + key_value * width.key_value_heads / width.heads for width, query, key_value, _ in units]
+        known = {"pruned_layers": self.pruned_layers, "alpha": self.alpha, "num_layers": len(units), **known}
+        known["head_parameters"] = torch.tensor(heads, dtype=torch.float64)
+        known["channel_parameters"] = torch.tensor([channel for *_, channel in units], dtype=torch.float64)
 
         def allocation(ratio: float) -> Float[Tensor, "layers 2"]:
-            return layer_ratios(method.allocation, known, ratio)
+            found = method.allocation(known | {"pruning_ratio": ratio})
+            return expand_ratios(checked_allocation(method.allocation, found, len(units)))
 
         if self.target_parameters is None:
-            return Plan(self.pruning_ratio, allocation(self.pruning_ratio), None)
+            return Plan(self.pruning_ratio, allocation(self.pruning_ratio))
         return plan_target(allocation, model, self.target_parameters, self.target_of, method.recovery.adds_bias)
-
-
-def layer_ratios(part: Part, known: Mapping, pruning_ratio: float) -> Float[Tensor, "layers 2"]:
-    """What an allocation makes of a pruning ratio.
-
-    Raises: PartError unless it gives a ratio, or two, for every layer, finite and not negative.
-    """
-    found, layers = part(known | {"pruning_ratio": pruning_ratio}), known["num_layers"]
-    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-    if shape not in ((layers,), (layers, 2)):
-        raise PartError(f"{part} returned {shape}; allowed: ({layers},), or ({layers}, 2) for heads, channels")
-    if not torch.isfinite(found).all() or (found < 0).any():
-        raise PartError(f"{part} returned {found.tolist()}; allowed: finite ratios, not negative")
-    return expand_ratios(found.double().cpu())
 
 
 def expand_ratios(found: Float[Tensor, "*layers_and_two"]) -> Float[Tensor, "layers 2"]:
@@ -83,18 +77,7 @@ def expand_ratios(found: Float[Tensor, "*layers_and_two"]) -> Float[Tensor, "lay
     return found if found.ndim == 2 else found[:, None].expand(-1, 2)
 
 
-def _sizes(model: LlamaForCausalLM) -> dict:
-    """Parameters that one head takes along, key/value heads shared out, and one channel, layer by layer."""
-    layers = [(layer_widths(layer), *_parameters_per_unit(layer)) for layer in model.model.layers]
-    heads = [query + key_value * width.key_value_heads / width.heads for width, query, key_value, _ in layers]
-    return {
-        "num_layers": len(layers),
-        "head_parameters": torch.tensor(heads, dtype=torch.float64),
-        "channel_parameters": torch.tensor([channel for *_, channel in layers], dtype=torch.float64),
-    }
-
-
-def _parameters_per_unit(layer: nn.Module) -> tuple[int, int, int]:
+def unit_parameters(layer: nn.Module) -> tuple[int, int, int]:
     """Parameters that a query head, a key/value head and an intermediate channel take along."""
     attention, mlp, widths = layer.self_attn, layer.mlp, layer_widths(layer)
 
@@ -116,24 +99,15 @@ def removed_counts(widths: Widths, ratio: float, channel_ratio: float | None = N
     return heads, channels
 
 
-def removed_parameters(layer: nn.Module, heads: int, key_value_heads: int, channels: int, shift: bool) -> int:
-    """Parameters that `layer` loses with so many heads and channels, less the biases that the shift adds."""
-    query, key_value, channel = _parameters_per_unit(layer)
-    added = sum(
-        layer.hidden_size
-        for number, projection in ((heads, layer.self_attn.o_proj), (channels, layer.mlp.down_proj))
-        if shift and number > 0 and projection.bias is None
-    )
-    return heads * query + key_value_heads * key_value + channels * channel - added
-
-
 def channels_for(layer: nn.Module, removal: float, shift: bool) -> int:
-    """How many channels are pruned so that the MLP loses `removal` parameters, as nearly as whole channels allow."""
-    per_channel, channels = _parameters_per_unit(layer)[2], layer_widths(layer).channels
+    """How many channels are pruned so that the MLP loses `removal` parameters, as nearly as whole channels allow.
+
+    shift: whether recovery gives the MLP's output a bias, where it has none."""
+    *_, per_channel = unit_parameters(layer)
     bias = layer.hidden_size if shift and layer.mlp.down_proj.bias is None else 0
     if removal <= (per_channel - bias) / 2:  # one channel would overshoot by more than none falls short
         return 0
-    return min(max(round((removal + bias) / per_channel), 1), channels - 1)
+    return min(max(round((removal + bias) / per_channel), 1), layer_widths(layer).channels - 1)
 
 
 def plan_target(
@@ -149,48 +123,41 @@ def plan_target(
     whole, and which key/value heads lose their last query head is known only when the heads are chosen; so the heads
     are pruned first, and the channels make up the rest (`channels_for`). What one layer cannot give is asked of the
     next ones. One pruning meets any target within reach.
-    Raises: ValueError, see check_target; and when even ratio 1 leaves more than the target.
+    Raises: ValueError when even ratio 1 leaves more than the target.
     """
-    total, removable, most = count_parameters(model)[part], [], []
+    total, removable, stays = count_parameters(model)[part], [], []
     for layer in model.model.layers:
-        w = layer_widths(layer)
-        of_heads = removed_parameters(layer, w.heads, w.key_value_heads, 0, shift=False)
-        removable.append((of_heads, removed_parameters(layer, 0, 0, w.channels, shift=False)))
-        most.append(removed_parameters(layer, w.heads - 1, w.key_value_heads - 1, w.channels - 1, shift))
+        width, (query, key_value, channel) = layer_widths(layer), unit_parameters(layer)
+        removable.append([width.heads * query + width.key_value_heads * key_value, width.channels * channel])
+        biases = sum(shift and one.bias is None for one in (layer.self_attn.o_proj, layer.mlp.down_proj))
+        stays.append(query + key_value + channel + biases * layer.hidden_size)  # one head, one channel, new biases
+    removable = torch.tensor(removable, dtype=torch.float64)
+    most = removable.sum(1) - torch.tensor(stays)
 
-    def removals(ratio: float) -> list[float]:
-        shares = expand_ratios(allocation(ratio)).tolist()
-        return [min(a * x + b * y, limit) for (a, b), (x, y), limit in zip(shares, removable, most, strict=True)]
+    def removals(ratio: float) -> Float[Tensor, "layers"]:
+        return (expand_ratios(allocation(ratio)) * removable).sum(1).minimum(most)
 
-    wanted, low, high = (1 - target) * total, 0.0, 1 - 1e-9
-    if sum(removals(high)) < wanted - TOLERANCE * total:
+    def surplus(ratio: float) -> float:
+        return removals(ratio).sum().item() - (1 - target) * total
+
+    if (most_of_all := surplus(HIGHEST)) < -TOLERANCE * total:
         raise ValueError(
-            f"target_parameters is {target} of the {part}, but at least {1 - sum(removals(high)) / total:.4f} of it "
-            "stay: only pruned_layers layers are pruned, and each keeps one head and one channel: change the target, "
+            f"target_parameters is {target} of the {part}, but at least {target - most_of_all / total:.4f} of it stay: "
+            "only pruned_layers layers are pruned, and each keeps one head and one channel: change the target, "
             "pruned_layers or alpha"
         )
     # What is removed grows with the ratio; where an allocation gives whole heads and channels, in small steps, which
     # the channels make up.
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if sum(removals(middle)) < wanted else (low, middle)
-    ratio = 0.0 if target == 1 else high
+    ratio = HIGHEST if most_of_all < 0 else optimize.bisect(surplus, 0.0, HIGHEST, xtol=1e-15)
     return Plan(ratio, expand_ratios(allocation(ratio)), removals(ratio))
 
 
-def check_target(target: float, part: str) -> None:
-    """Raises: ValueError for a share that is not above 0 and up to 1, and an unknown part."""
-    if part not in PARTS:
-        raise ValueError(f"target_of is {part!r}; allowed: {', '.join(map(repr, PARTS))}")
-    if not 0 < target <= 1:
-        raise ValueError(f"target_parameters is {target}; allowed: above 0, up to 1 (all parameters stay)")
-
-
-def check_met(target: float, part: str, left: float) -> None:
-    """Raises: ValueError when the share that is left is not within TOLERANCE of the target."""
-    if abs(left - target) > TOLERANCE:
+def check_met(target: PruningTarget, left: Mapping[str, float]) -> None:
+    """Raises: ValueError when the share that is left is not within TOLERANCE of the target, where there is one."""
+    asked, left = target.target_parameters, left[target.target_of]
+    if asked is not None and abs(left - asked) > TOLERANCE:
         raise ValueError(
-            f"target_parameters is {target} of the {part}, but {left:.4f} are left, which is not within {TOLERANCE}: "
-            "whole heads go, and the last pruned layers had too few channels to make up for them: change the target, "
-            "pruned_layers or alpha"
+            f"target_parameters is {asked} of the {target.target_of}, but {left:.4f} are left, which is not within "
+            f"{TOLERANCE}: whole heads go, and the last pruned layers had too few channels to make up for them: "
+            "change the target, pruned_layers or alpha"
         )

@@ -6,7 +6,6 @@ others, and on: the hidden states move to what the stored weights give, in every
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -14,58 +13,45 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from slimllm_nb import regression
-from slimllm_nb.llama import PROJECTIONS, key_value_owner, layer_widths
-from slimllm_nb.methods import Method, Part
+from slimllm_nb.checks import require_finite
+from slimllm_nb.llama import key_value_owner, layer_widths
+from slimllm_nb.methods import Part
 from slimllm_nb.methods.registry import checked_choice, checked_recovery, checked_scores
 from slimllm_nb.pruning.budget import channels_for, removed_counts
 from slimllm_nb.pruning.slicing import layer_overrides
 from slimllm_nb.pruning.statistics import gather, output_moments
-from slimllm_nb.pruning.sublayers import Attention, Mlp, Sublayer, require_finite
-
-
-@dataclass(frozen=True)
-class LayerSettings:
-    """prune()'s settings as far as a single layer is concerned. gradients: for every layer, what the scores ask for."""
-
-    method: Method
-    batch_size: int = 8
-    activation_bytes: int | None = None
-    seed: int = 0
-    gradients: list[dict[str, Tensor]] | None = None
+from slimllm_nb.pruning.sublayers import Attention, Mlp, Settings, Sublayer
 
 
 @torch.no_grad()
 def prune_layer(
     layer: nn.Module,
-    hidden: Float[Tensor, "samples length hidden"] | None,
+    batches: tuple[Float[Tensor, "_ length hidden"], ...],
     context: Callable[[Tensor], dict],
     ratios: tuple[float, float],
     removal: float | None,
     index: int,
-    settings: LayerSettings,
+    settings: Settings,
 ) -> tuple[dict, dict[str, Tensor]]:
-    """Prune decoder layer `index`. `hidden` is its input, and is overwritten with the output of the pruned layer; None
-    where nothing is pruned and no output is needed.
+    """Prune decoder layer `index`. `batches` are its input, and are overwritten with the output of the pruned layer;
+    none where nothing is pruned and no output is needed.
 
     ratios: of the heads and of the channels. removal: parameters that the layer is to lose, for which the channels
     make up what whole heads leave; None: the ratios alone decide.
     Returns the report's lines, config and number of removed parameters of the layer, and its tensors.
     """
-    start, where, method = time.perf_counter(), f"decoder layer {index}", settings.method
-    batches, widths = () if hidden is None else hidden.split(settings.batch_size), layer_widths(layer)
+    start, method, widths = time.perf_counter(), settings.method, layer_widths(layer)
     num_heads, num_channels = removed_counts(widths, *ratios)
 
-    attention = Attention(layer, batches, context, where)
-    heads, tensors, report = _prune(attention, method.head_score, method.head_selection, num_heads, index, settings)
+    attention = Attention(layer, batches, index, settings, context)
+    heads, tensors, report = _prune(attention, method.head_score, method.head_selection, method.recovery, num_heads)
     del attention  # and what enters o_proj
 
     if removal is not None:
         gone = _parameters(layer.self_attn.state_dict()) - _parameters(tensors)
         num_channels = channels_for(layer, removal - gone, method.recovery.adds_bias)
-    mlp = Mlp(layer, batches, settings.activation_bytes, where)
-    channels, mlp_tensors, mlp_report = _prune(
-        mlp, method.channel_score, method.channel_selection, num_channels, index, settings
-    )
+    parts, mlp = (method.channel_score, method.channel_selection, method.recovery), Mlp(layer, batches, index, settings)
+    channels, mlp_tensors, mlp_report = _prune(mlp, *parts, num_channels)
 
     tensors |= mlp_tensors
     tensors |= {name: one.clone() for name, one in layer.state_dict().items() if "norm" in name.split(".")[0]}
@@ -83,61 +69,46 @@ def prune_layer(
 
 @torch.no_grad()
 def dense_scores(
-    settings: LayerSettings,
+    settings: Settings,
     layer: nn.Module,
-    hidden: Float[Tensor, "samples length hidden"],
+    batches: tuple[Float[Tensor, "_ length hidden"], ...],
     context: Callable[[Tensor], dict],
     index: int,
-    batch_size: int,
 ) -> tuple[None, dict[str, Tensor]]:
-    """Head and channel scores of a layer that is not pruned. `hidden` is overwritten with its output."""
-    batches, where, method = hidden.split(batch_size), f"decoder layer {index}", settings.method
-    heads = _score(Attention(layer, batches, context, where), method.head_score, index, settings)
-    mlp = Mlp(layer, batches, settings.activation_bytes, where)
-    return None, {"head_scores": heads, "channel_scores": _score(mlp, method.channel_score, index, settings)}
+    """Head and channel scores of a layer that is not pruned. `batches` are overwritten with its output."""
+    heads = _dense_scores(Attention(layer, batches, index, settings, context), settings.method.head_score)
+    channels = _dense_scores(Mlp(layer, batches, index, settings), settings.method.channel_score)
+    return None, {"head_scores": heads, "channel_scores": channels}
 
 
-def _score(sublayer: Sublayer, score: Part, index: int, settings: LayerSettings) -> Tensor:
-    statistics = gather(sublayer, set(score.needs)) | _constants(sublayer, index, settings)
-    found = checked_scores(score, score(statistics), sublayer.count, sublayer.where)
+def _dense_scores(sublayer: Sublayer, score: Part) -> Tensor:
+    found = _scores(sublayer, gather(sublayer, set(score.needs)), score)
     _move_on(sublayer, None, sublayer.weight, sublayer.projection.bias)
     return found
 
 
+def _scores(sublayer: Sublayer, statistics: dict, score: Part) -> Tensor:
+    return checked_scores(score, score(statistics), sublayer.count, sublayer.where).to(sublayer.weight.device)
+
+
 def _prune(
-    sublayer: Sublayer, score: Part, selection: Part, num_pruned: int, index: int, settings: LayerSettings
+    sublayer: Sublayer, score: Part, selection: Part, recovery: Part, num_pruned: int
 ) -> tuple[Int[Tensor, "kept"], dict[str, Tensor], dict]:
     """What is kept, the new tensors, and the lines of the report."""
     if num_pruned == 0:
-        _move_on(sublayer, None, sublayer.weight, bias := sublayer.projection.bias)
-        kept = torch.arange(sublayer.count, device=sublayer.weight.device)
-        return kept, sublayer.cut(kept, sublayer.weight.clone(), None if bias is None else bias.clone()), {}
-    recovery = settings.method.recovery
+        _move_on(sublayer, None, weight := sublayer.weight.clone(), bias := sublayer.projection.bias)
+        kept = torch.arange(sublayer.count, device=weight.device)
+        return kept, sublayer.cut(kept, weight, None if bias is None else bias.clone()), {}
     parts = [score, selection, recovery] if "scores" in selection.needs else [selection, recovery]
-    wanted = {name for part in parts for name in part.needs}
-    statistics = gather(sublayer, wanted) | _constants(sublayer, index, settings)
-    kept = _choose(sublayer, statistics, score, selection, num_pruned)
-    weight, bias, report = _recover(sublayer, statistics, sublayer.columns(kept), recovery)
-    _move_on(sublayer, sublayer.columns(kept), weight, bias)
+    statistics = gather(sublayer, {name for part in parts for name in part.needs}) | {"num_pruned": num_pruned}
+    if score in parts:
+        statistics["scores"] = _scores(sublayer, statistics, score)
+    kept = checked_choice(selection, selection(statistics), sublayer.count, num_pruned, sublayer.where)
+    columns = sublayer.columns(kept := kept.to(sublayer.weight.device))
+    weight, bias, report = _recover(sublayer, statistics, columns, recovery)
+    _move_on(sublayer, columns, weight, bias)
     prefix = "attention" if isinstance(sublayer, Attention) else "mlp"
     return kept, sublayer.cut(kept, weight, bias), {f"{prefix}_{name}": one for name, one in report.items()}
-
-
-def _constants(sublayer: Sublayer, index: int, settings: LayerSettings) -> dict:
-    """What is known before any token is seen."""
-    number = (settings.seed * 100_003 + index) * 2 + isinstance(sublayer, Mlp)
-    found = {"layer_index": index, "generator": torch.Generator().manual_seed(number)} | sublayer.constants
-    gradients = settings.gradients[index] if settings.gradients else {}
-    names = {name: f"{sublayer.name}.{projection}.weight" for name, projection in PROJECTIONS[sublayer.name].items()}
-    return found | {f"{name}_gradient": gradients[one] for name, one in names.items() if one in gradients}
-
-
-def _choose(sublayer: Sublayer, statistics: dict, score: Part, selection: Part, num_pruned: int) -> Int[Tensor, "kept"]:
-    """The heads or channels to keep. Scores and choices may come from another device than the weights."""
-    device, count, statistics["num_pruned"] = sublayer.weight.device, sublayer.count, num_pruned
-    if "scores" in selection.needs:
-        statistics["scores"] = checked_scores(score, score(statistics), count, sublayer.where).to(device)
-    return checked_choice(selection, selection(statistics), count, num_pruned, sublayer.where).to(device)
 
 
 def _recover(

@@ -16,18 +16,16 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from slimllm_nb import calibration, ratios
+from slimllm_nb.checks import require_finite, require_samples, require_whole
 from slimllm_nb.evaluation import count_parameters
-from slimllm_nb.llama import require_samples, require_whole
 from slimllm_nb.methods import MethodLike, as_method
+from slimllm_nb.methods.gradients import gradient_names, loss_gradients
 from slimllm_nb.progress import bar as progress_bar
 from slimllm_nb.pruning.budget import Plan, PruningTarget, check_met
-from slimllm_nb.pruning.gradients import gradient_names, loss_gradients
-from slimllm_nb.pruning.layer import LayerSettings, dense_scores, prune_layer
+from slimllm_nb.pruning.layer import dense_scores, prune_layer
 from slimllm_nb.pruning.report import LayerReport, PartReport, PruningReport
 from slimllm_nb.pruning.slicing import assemble
-from slimllm_nb.pruning.sublayers import require_finite
-
-LEADING = 2  # LLaMA's first layers change their input most and are spared: their outputs are not computed twice
+from slimllm_nb.pruning.sublayers import Settings
 
 
 @torch.no_grad()
@@ -65,15 +63,12 @@ def prune(
     unknown part or one that returns what it may not, an architecture that is not LLaMA's, samples longer than the
     model's limit, activations that are not finite.
     """
-    start, method = time.perf_counter(), as_method(method)
     require_samples(model, input_ids, batch_size)
     require_whole(model)
     target = PruningTarget(pruning_ratio, target_parameters, target_of, pruned_layers, alpha)
     target.check(model)
-    names = gradient_names(method)
-    gradients = loss_gradients(model, input_ids, names, batch_size, progress) if names else None
-    settings = LayerSettings(method, batch_size, activation_bytes, seed, gradients)
-    return prune_decoder(Layers(model, batch_size), input_ids, target, settings, similarity, progress, start)
+    settings = Settings(as_method(method), similarity, seed, activation_bytes)
+    return prune_decoder(Layers(model, batch_size), input_ids, target, settings, progress)
 
 
 @torch.no_grad()
@@ -100,10 +95,6 @@ class Layers:
     def embed(self, input_ids: Int[Tensor, "samples length"]) -> Float[Tensor, "samples length hidden"]:
         return calibration.embed(self.model, input_ids)
 
-    def outside(self) -> LlamaForCausalLM:
-        """The model for what is outside its layers: embeddings, last norm, head."""
-        return self.model
-
     def begun(self, walk: str) -> tuple[int, Tensor | None]:
         """How many layers of this walk are done already, and the output of the last of them."""
         return 0, None
@@ -117,8 +108,8 @@ class Layers:
 
 
 def walk(layers: Layers, name: str, step: Callable, input_ids: Tensor, progress: bool) -> list[tuple]:
-    """step(layer, hidden, context, index, batch_size) for every layer: overwrites `hidden` (samples, length, hidden),
-    the layer's input, with its output; returns a value and tensors. Goes on where it was cut off."""
+    """step(layer, batches, context, index) for every layer: overwrites the batches (samples, length, hidden) of the
+    layer's input with its output; returns a value and tensors. Goes on where it was cut off."""
     total, context = len(layers.model.model.layers), partial(calibration.layer_context, layers.model)
     start, hidden = layers.begun(name)
     if start < total and hidden is None:
@@ -128,7 +119,7 @@ def walk(layers: Layers, name: str, step: Callable, input_ids: Tensor, progress:
         layer, before, done = layers.layer(index), hidden.clone(), None
         while done is None:
             try:
-                done = step(layer, hidden, context, index, layers.batch_size)
+                done = step(layer, hidden.split(layers.batch_size), context, index)
             except torch.OutOfMemoryError:
                 if layers.batch_size == 1:
                     raise
@@ -144,37 +135,30 @@ def walk(layers: Layers, name: str, step: Callable, input_ids: Tensor, progress:
 
 
 def prune_decoder(
-    layers: Layers,
-    input_ids: Int[Tensor, "samples length"],
-    target: PruningTarget,
-    settings: LayerSettings,
-    similarity: Float[Tensor, "layers"] | None,
-    progress: bool,
-    start: float,
+    layers: Layers, input_ids: Int[Tensor, "samples length"], target: PruningTarget, settings: Settings, progress: bool
 ) -> tuple[LlamaForCausalLM, PruningReport]:
-    """prune() and disk.prune_checkpoint() after their settings were checked. start: time.perf_counter() of the call."""
-    method, walked = settings.method, (input_ids, progress)
-    leading: list[Tensor] = []
+    """prune() and disk.prune_checkpoint() after their settings were checked."""
+    start, method, similarity = time.perf_counter(), settings.method, settings.similarity
+    walked = (input_ids, progress)
+    if names := gradient_names(method):
+        gradients = loss_gradients(layers.model, input_ids, names, layers.batch_size, progress)
+        settings = replace(settings, gradients=gradients)
     if similarity is None and "similarity" in method.allocation.needs:
-        found = walk(layers, "layer similarity", _similarity_step, *walked)
-        similarity, leading = _values(found), [tensors["output"] for _, tensors in found[:LEADING]]
+        similarity = _values(walk(layers, "layer similarity", _similarity_step, *walked))
     known = {"similarity": similarity}
     if method.scores_dense_model:
         scores = [tensors for _, tensors in walk(layers, "dense scores", partial(dense_scores, settings), *walked)]
         known |= {name: [one[name] for one in scores] for name in ("head_scores", "channel_scores")}
     plan = target.plan(method, layers.model, known)
-    done = walk(layers, "pruning", partial(_prune_step, layers, plan, settings, leading), *walked)
-    pruned = assemble(layers.outside(), [tensors for _, tensors in done], [value["overrides"] for value, _ in done])
-    lines = [LayerReport.model_validate(value["report"]) for value, _ in done]
-    for one, value in zip(lines, [] if similarity is None else similarity.tolist(), strict=False):
-        one.similarity = value
+    done = walk(layers, "pruning", partial(_prune_step, layers, plan, settings), *walked)
+    pruned = assemble(layers.model, [tensors for _, tensors in done], [value["overrides"] for value, _ in done])
+    values = [None] * len(done) if similarity is None else similarity.tolist()
+    lines = [LayerReport(similarity=one, **value["report"]) for one, (value, _) in zip(values, done, strict=True)]
     before, after = count_parameters(layers.model), count_parameters(pruned)
-    asked = asdict(target) | {"pruning_ratio": plan.pruning_ratio}
-    if target.target_parameters is None:
-        asked["target_of"] = None
-    else:
-        check_met(target.target_parameters, target.target_of, after[target.target_of] / before[target.target_of])
     sizes = {part: PartReport(before=before[part], after=after[part]) for part in before}
+    check_met(target, {part: one.share_left for part, one in sizes.items()})
+    asked = asdict(target) | {"pruning_ratio": plan.pruning_ratio}
+    asked["target_of"] = None if target.target_parameters is None else target.target_of
     seconds = time.perf_counter() - start
     return pruned, PruningReport(method=method.name, **asked, **sizes, layers=lines, seconds=seconds)
 
@@ -183,27 +167,23 @@ def _values(found: list[tuple[float, dict]]) -> Float[Tensor, "layers"]:
     return torch.tensor([value for value, _ in found], dtype=torch.float64)
 
 
-def _similarity_step(layer, hidden, context, index: int, batch_size: int) -> tuple[float, dict]:
+def _similarity_step(layer, batches, context, index: int) -> tuple[float, dict]:
     total = 0.0
-    for batch in hidden.split(batch_size):
+    for batch in batches:
         output = layer(batch, **context(batch))
         similarity = ratios.layer_similarity(batch.flatten(0, 1), output.flatten(0, 1))
         require_finite(similarity, f"decoder layer {index}")
         total += similarity.item() * len(batch)  # every sample has the same number of tokens
         batch.copy_(output)
-    return total / len(hidden), {"output": hidden.clone()} if index < LEADING else {}
+    return total / sum(map(len, batches)), {}
 
 
-def _prune_step(layers, plan: Plan, settings, leading: list[Tensor], layer, hidden, context, index, batch_size):
-    """One layer as planned. leading: outputs of the first dense layers, where they are known already. carried:
-    parameters that the layers before could not give, or gave too much; this one settles them."""
+def _prune_step(layers, plan: Plan, settings, layer, batches, context, index: int):
+    """One layer as planned. carried: parameters that the layers before could not give, or gave too much; this one
+    settles them."""
     carried = layers.kept("pruning", index - 1)[0]["carried"] if index else 0.0
     shares = tuple(plan.layer_ratios[index].tolist())
-    removal = None if plan.removals is None or not any(shares) else plan.removals[index] + carried
-    needed = hidden if plan.layer_ratios[index:].any() else None  # behind the last pruned layer no output is needed
-    if index < len(leading) and not plan.layer_ratios[: index + 1].any():
-        hidden.copy_(leading[index])
-        needed = None
-    settings = replace(settings, batch_size=batch_size)
+    removal = None if plan.removals is None or not any(shares) else plan.removals[index].item() + carried
+    needed = batches if plan.layer_ratios[index:].any() else ()  # behind the last pruned layer no output is needed
     value, tensors = prune_layer(layer, needed, context, shares, removal, index, settings)
     return value | {"carried": carried if removal is None else removal - value["removed"]}, tensors

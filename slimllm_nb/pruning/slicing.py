@@ -25,7 +25,7 @@ def layer_overrides(tensors: dict[str, Tensor], head_dim: int, queries_per_key_v
 def assemble(
     model: LlamaForCausalLM, layer_tensors: list[dict[str, Tensor]], overrides: list[dict]
 ) -> SlimLlamaForCausalLM:
-    """A new model with these decoder layers; embeddings, norms and head are copied from `model`."""
+    """A new model with these decoder layers; embeddings, norms and head are copied from `model`, in their dtype."""
     settings = model.config.to_dict()
     for key in ("model_type", "architectures", "auto_map", "per_layer_config"):
         settings.pop(key, None)
@@ -34,7 +34,8 @@ def assemble(
     outside = {name: one for name, one in model.state_dict().items() if not name.startswith("model.layers.")}
     if model.config.tie_word_embeddings:
         outside.pop("lm_head.weight")
-    tensors = {name: one.clone() for name, one in outside.items()}
+    dtype = next(iter(layer_tensors[0].values())).dtype
+    tensors = {name: one.to(dtype, copy=True) for name, one in outside.items()}
     for index, layer in enumerate(layer_tensors):
         tensors |= {f"model.layers.{index}.{name}": one for name, one in layer.items()}
     with torch.device("meta"):  # no memory for weights that are about to be replaced

@@ -12,14 +12,26 @@ from torch import Tensor
 from torch.nn import functional
 
 from slimllm_nb import heads, regression
+from slimllm_nb.checks import require_finite
 from slimllm_nb.llama import other_columns
-from slimllm_nb.pruning.sublayers import Sublayer, require_finite
+from slimllm_nb.pruning.sublayers import Sublayer
 
 WIDE = 512  # columns from which on a batch is summed in float32, an error of 1e-6 of the variances; batches in float64
 HOLD_OUT = 8  # one sample in so many is held out from what a recovery is fitted on, when it asks for that
-SPLIT = {f"{which}_{what}" for which in ("fitted", "held_out") for what in ("covariance", "means")}
-COVARIANCE = {"input_covariance", "contribution_covariance"}
-DIAGONAL = {"input_norms", "input_means", "input_variances"}
+SUMMED = {  # quantity -> which rows are summed up, and what is read off (RunningCovariance)
+    "input_norms": ("inputs", "norms"),
+    "input_means": ("inputs", "mean"),
+    "input_variances": ("inputs", "variance"),
+    "input_covariance": ("inputs", "covariance"),
+    "mlp_input_norms": ("mlp_inputs", "norms"),
+    "output_scatter": ("outputs", "scatter"),
+    "fitted_means": ("fitted", "mean"),
+    "fitted_covariance": ("fitted", "covariance"),
+    "held_out_means": ("held_out", "mean"),
+    "held_out_covariance": ("held_out", "covariance"),
+}
+SPLIT = {name for name, (rows, _) in SUMMED.items() if rows in ("fitted", "held_out")}
+COVARIANCES = {"input_covariance", "contribution_covariance"} | SPLIT
 
 
 class RunningCovariance:
@@ -28,11 +40,12 @@ class RunningCovariance:
     def __init__(self, diagonal: bool = False) -> None:
         self.count, self.diagonal = 0, diagonal
 
-    def update(self, rows: Float[Tensor, "tokens width"]) -> None:
+    def update(self, rows: Float[Tensor, "tokens width"], shift: Float[Tensor, "width"] | None = None) -> None:
+        """shift: any value near the mean, float64; None: the first rows' mean."""
         precise = rows.shape[1] < WIDE or rows.dtype == torch.float64
         dtype = torch.float64 if precise else torch.float32
         if self.count == 0:
-            self.shift = rows.mean(0, dtype=torch.float64).to(dtype).double()  # any value near the mean will do
+            self.shift = rows.mean(0, dtype=torch.float64).to(dtype).double() if shift is None else shift
             self.sum = torch.zeros_like(self.shift)
             self.squares = self.sum.new_zeros(rows.shape[1:] if self.diagonal else rows.shape[1:] * 2)
         self.count += len(rows)
@@ -40,16 +53,24 @@ class RunningCovariance:
         self.sum += shifted.sum(0)
         self.squares += torch.linalg.vecdot(shifted, shifted, dim=0) if self.diagonal else shifted.T @ shifted
 
+    def without(self, some: "RunningCovariance") -> "RunningCovariance":
+        """Over the rows that were seen here and not there; both have the same shift."""
+        rest = RunningCovariance(self.diagonal)
+        rest.count, rest.shift, rest.sum = self.count - some.count, self.shift, self.sum - some.sum
+        rest.squares = self.squares - some.squares
+        return rest
+
     @property
     def mean(self) -> Float[Tensor, "width"]:
         return self.shift + self.sum / self.count
 
     @property
-    def scatter(self) -> Tensor:
-        """(width, width), or its diagonal."""
-        if self.diagonal:
-            return self.squares - self.sum.square() / self.count
+    def scatter(self) -> Float[Tensor, "width width"]:
         return self.squares.addr(self.sum, self.sum, alpha=-1 / self.count)
+
+    @property
+    def covariance(self) -> Float[Tensor, "width width"]:
+        return self.scatter / self.count
 
     @property
     def variance(self) -> Float[Tensor, "width"]:
@@ -61,77 +82,48 @@ class RunningCovariance:
         """L2 norms of the columns."""
         return (self.count * (self.variance.clamp_min(0) + self.mean.square())).sqrt()
 
-    def __add__(self, other: "RunningCovariance") -> "RunningCovariance":
-        """Over the rows that either has seen (Chan, Golub and LeVeque, 1983)."""
-        both, step = RunningCovariance(), other.mean - self.mean
-        both.count = self.count + other.count
-        both.shift, both.sum = self.mean + step * (other.count / both.count), torch.zeros_like(step)
-        between = torch.outer(step, step) * (self.count * other.count / both.count)
-        both.squares = self.scatter + other.scatter + between
-        return both
-
 
 def gather(sublayer: Sublayer, wanted: set[str]) -> dict:
-    """All that is `wanted` and summed over the tokens, in one pass over the batches.
+    """All that is `wanted`, in one pass over the batches, and what is known before any token is seen.
 
     Beside it "outputs", batch by batch, unless output moments follow from a covariance (see output_moments).
     Raises: ValueError for activations that are not finite, and for too few samples to hold one out.
     """
-    full, sums = bool(wanted & (SPLIT | COVARIANCE)), {}
-    stored = {name: [] for name in ("inputs", "mlp_inputs", "outputs")}
-
-    def add(name: str, rows: Tensor, diagonal: bool = False) -> None:
-        if len(rows):
-            sums.setdefault(name, RunningCovariance(diagonal)).update(rows)
-
+    wide = bool(wanted & COVARIANCES)
+    wanted = wanted | {"input_covariance", "input_means"} if wide else wanted
+    asked = {name: SUMMED[name] for name in SUMMED if name in wanted}
+    full = {"outputs", "inputs"} if wide else {"outputs"}
+    sums = {rows: RunningCovariance(diagonal=rows not in full) for rows, _ in asked.values()}
+    held_out = RunningCovariance() if wanted & SPLIT else None
+    stored = {"inputs": [], "mlp_inputs": [], "outputs": []}
     for index, batch in enumerate(sublayer.batches):
-        inputs = sublayer.inputs(index)
-        if wanted & SPLIT:
-            samples = torch.arange(len(batch), device=batch.device) + sum(map(len, sublayer.batches[:index]))
-            held_out = (samples % HOLD_OUT == HOLD_OUT // 2).repeat_interleave(batch.shape[1])
-            add("fitted", inputs[~held_out])
-            add("held_out", inputs[held_out])
-        elif wanted & (COVARIANCE | DIAGONAL):
-            add("input", inputs, diagonal=not full)
+        rows = {"inputs": sublayer.inputs(index)}
         if wanted & {"mlp_inputs", "mlp_input_norms"}:
-            add("mlp_input", rows := sublayer.mlp_inputs(index), diagonal=True)
-            stored["mlp_inputs"] += [rows] if "mlp_inputs" in wanted else []
-        stored["inputs"] += [inputs] if "inputs" in wanted else []
-        if not full or "output_scatter" in wanted:
-            stored["outputs"].append(functional.linear(inputs, sublayer.weight))
-        if "output_scatter" in wanted:
-            add("output", stored["outputs"][-1])
+            rows["mlp_inputs"] = sublayer.mlp_inputs(index)
+        if not wide or "output_scatter" in wanted:
+            rows["outputs"] = functional.linear(rows["inputs"], sublayer.weight)
+        for name in sums.keys() & rows.keys():
+            sums[name].update(rows[name])
+        if held_out is not None:
+            samples = torch.arange(len(batch), device=batch.device) + sum(map(len, sublayer.batches[:index]))
+            ours = (samples % HOLD_OUT == HOLD_OUT // 2).repeat_interleave(batch.shape[1])
+            held_out.update(rows["inputs"][ours], sums["inputs"].shift)
+        for name in rows.keys() & (wanted | {"outputs"}):
+            stored[name].append(rows[name])
+    if held_out is not None:
+        if held_out.count == 0:
+            count, least = sum(map(len, sublayer.batches)), HOLD_OUT // 2 + 1
+            says = f"{count} samples are too few to hold one in {HOLD_OUT} out: give at least {least}"
+            raise ValueError(f"{sublayer.where}: {says}")
+        sums |= {"held_out": held_out, "fitted": sums["inputs"].without(held_out)}
     for one in sums.values():
         require_finite(one.squares, sublayer.where)
-    found = {name: torch.cat(stored[name]) for name in ("inputs", "mlp_inputs") if name in wanted}
-    return found | {"outputs": stored["outputs"]} | _read(sums, sublayer, wanted)
-
-
-def _read(sums: dict[str, RunningCovariance], sublayer: Sublayer, wanted: set[str]) -> dict[str, Tensor]:
-    found = {}
-    if wanted & SPLIT:
-        if "held_out" not in sums:
-            raise ValueError(
-                f"{sublayer.where}: {sum(map(len, sublayer.batches))} samples are too few to hold one in {HOLD_OUT} "
-                f"out: give at least {HOLD_OUT // 2 + 1}"
-            )
-        for name in ("fitted", "held_out"):
-            found[f"{name}_means"] = sums[name].mean
-            found[f"{name}_covariance"] = sums[name].scatter / sums[name].count
-        sums["input"] = sums["fitted"] + sums["held_out"]
-    if (one := sums.get("input")) is not None:
-        found |= {"input_means": one.mean, "input_variances": one.variance, "input_norms": one.norms}
-        if not one.diagonal:
-            found["input_covariance"] = one.scatter / one.count
-    if "mlp_input" in sums:
-        found["mlp_input_norms"] = sums["mlp_input"].norms
-    if "output" in sums:
-        found["output_scatter"] = sums["output"].scatter
+    found = {name: getattr(sums[rows], what) for name, (rows, what) in asked.items()} | sublayer.constants
+    found |= {name: torch.cat(stored[name]) for name in ("inputs", "mlp_inputs") if name in wanted}
     if "contribution_covariance" in wanted:
-        found["contribution_covariance"] = heads.covariance_of_contributions(
-            found["input_covariance"], sublayer.weight, sublayer.count
-        )
-    return found
+        contributions = heads.covariance_of_contributions
+        found["contribution_covariance"] = contributions(found["input_covariance"], sublayer.weight, sublayer.count)
+    return found | {"outputs": stored["outputs"]}
 
 
 def output_moments(
@@ -156,5 +148,4 @@ def output_moments(
             return full - functional.linear(sublayer.inputs(index, others), own[:, others])
         return functional.linear(sublayer.inputs(index, columns), kept.to(own))
 
-    pairs = ((kept_output(index, full), full) for index, full in enumerate(statistics["outputs"]))
-    return regression.running_moments(pairs)
+    return regression.moments((kept_output(index, full), full) for index, full in enumerate(statistics["outputs"]))

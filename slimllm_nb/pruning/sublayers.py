@@ -5,6 +5,7 @@ columns of it: the head_dim columns of a query head, the one column of an interm
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,21 +13,47 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from slimllm_nb import calibration
+from slimllm_nb.checks import require_finite
 from slimllm_nb.llama import PROJECTIONS, head_columns, key_value_owner, layer_widths
+from slimllm_nb.methods import Method
+
+
+@dataclass(frozen=True)
+class Settings:
+    """prune()'s settings beside the target. gradients: for every layer, what the method's scores ask for."""
+
+    method: Method
+    similarity: Float[Tensor, "layers"] | None = None
+    seed: int = 0
+    activation_bytes: int | None = None
+    gradients: list[dict[str, Tensor]] | None = None
 
 
 class Sublayer:
     """What attention and MLP have in common. `batches` are their inputs on the residual stream; `count` heads or
-    channels; `where` is for errors."""
+    channels; `constants` what parts may ask for before any token is seen; `where` is for errors."""
 
     name: ClassVar[str]
+    label: ClassVar[str]
 
-    def __init__(self, layer: nn.Module, batches: tuple[Tensor, ...], where: str):
-        self.layer, self.batches, self.where = layer, batches, where
+    def __init__(self, layer: nn.Module, batches: tuple[Tensor, ...], index: int, settings: Settings):
+        self.layer, self.batches, self.where = layer, batches, f"decoder layer {index}, {self.label}"
         self.module, projections = layer.get_submodule(self.name), PROJECTIONS[self.name]
-        self.constants = {f"{name}_weight": getattr(self.module, one).weight for name, one in projections.items()}
         self.projection = getattr(self.module, projections["output"])
         self.weight: Float[Tensor, "hidden width"] = self.projection.weight
+        seed = (settings.seed * 100_003 + index) * 2 + (self.name == "mlp")
+        self.constants = {"layer_index": index, "generator": torch.Generator().manual_seed(seed)}
+        gradients = settings.gradients[index] if settings.gradients else {}
+        for name, projection in projections.items():
+            self.constants[f"{name}_weight"] = getattr(self.module, projection).weight
+            self.constants[f"{name}_gradient"] = gradients.get(f"{self.name}.{projection}.weight")
+
+        self.known_inputs: dict[int, Float[Tensor, "tokens width"]] = {}
+
+    def inputs(self, index: int, columns: Int[Tensor, "some"] | None = None) -> Float[Tensor, "tokens width"]:
+        """What enters the output projection for batch `index`, or some columns of it."""
+        found = self.known_inputs[index]
+        return found if columns is None else found.index_select(1, columns)
 
     def columns(self, kept: Int[Tensor, "kept"]) -> Int[Tensor, "columns"]:
         """The columns of `weight` that belong to these heads or channels."""
@@ -48,17 +75,14 @@ class Sublayer:
 class Attention(Sublayer):
     """What enters `o_proj` is as large as the hidden states, and kept."""
 
-    name = "self_attn"
+    name, label = "self_attn", "attention"
 
-    def __init__(self, layer: nn.Module, batches: tuple[Tensor, ...], context: Callable[[Tensor], dict], where: str):
-        super().__init__(layer, batches, f"{where}, attention")
+    def __init__(self, layer: nn.Module, batches: tuple, index: int, settings: Settings, context: Callable):
+        super().__init__(layer, batches, index, settings)
         self.count, self.head_dim = layer_widths(layer).heads, self.module.head_dim
         self.constants |= {"head_dim": self.head_dim, "key_value_owner": key_value_owner(self.module)}
-        self._inputs = [calibration.head_inputs(layer, batch, context(batch)).flatten(1) for batch in batches]
-
-    def inputs(self, index: int, columns: Int[Tensor, "some"] | None = None) -> Float[Tensor, "tokens width"]:
-        """What enters `o_proj` for batch `index`, or some columns of it."""
-        return self._inputs[index] if columns is None else self._inputs[index].index_select(1, columns)
+        for number, batch in enumerate(batches):
+            self.known_inputs[number] = calibration.head_inputs(layer, batch, context(batch)).flatten(1)
 
     def columns(self, kept: Int[Tensor, "kept"]) -> Int[Tensor, "columns"]:
         return head_columns(kept, self.head_dim)
@@ -72,34 +96,25 @@ class Attention(Sublayer):
 class Mlp(Sublayer):
     """What enters `down_proj` is kept up to `activation_bytes`, and computed again otherwise."""
 
-    name = "mlp"
+    name, label = "mlp", "MLP"
 
-    def __init__(self, layer: nn.Module, batches: tuple[Tensor, ...], activation_bytes: int | None, where: str):
-        super().__init__(layer, batches, f"{where}, MLP")
-        self.count = layer_widths(layer).channels
-        if activation_bytes is None:  # then what pruning needs does not grow with the number of tokens
-            activation_bytes = max(sum(one.nbytes for one in layer.parameters()), 64 << 20)
+    def __init__(self, layer: nn.Module, batches: tuple[Tensor, ...], index: int, settings: Settings):
+        super().__init__(layer, batches, index, settings)
+        self.count, limit = layer_widths(layer).channels, settings.activation_bytes
+        if limit is None:  # then what pruning needs does not grow with the number of tokens
+            limit = max(sum(one.nbytes for one in layer.parameters()), 64 << 20)
         tokens = sum(batch.shape[:-1].numel() for batch in batches)
-        self._keeps = tokens * self.count * self.weight.element_size() <= activation_bytes
-        self._inputs: dict[int, Tensor] = {}
+        self._keeps = tokens * self.count * self.weight.element_size() <= limit
 
     def mlp_inputs(self, index: int) -> Float[Tensor, "tokens hidden"]:
         return calibration.mlp_inputs(self.layer, self.batches[index])
 
     def inputs(self, index: int, columns: Int[Tensor, "some"] | None = None) -> Float[Tensor, "tokens width"]:
-        """What enters `down_proj` for batch `index`, or some columns of it."""
         if not self._keeps:
             return calibration.mlp_activations(self.layer, self.mlp_inputs(index), columns)
-        if index not in self._inputs:
-            self._inputs[index] = calibration.mlp_activations(self.layer, self.mlp_inputs(index))
-        return self._inputs[index] if columns is None else self._inputs[index].index_select(1, columns)
+        if index not in self.known_inputs:
+            self.known_inputs[index] = calibration.mlp_activations(self.layer, self.mlp_inputs(index))
+        return super().inputs(index, columns)
 
     def _rows(self, kept: Int[Tensor, "kept"]) -> dict[str, Tensor]:
         return {"gate_proj": kept, "up_proj": kept}
-
-
-def require_finite(values: Tensor, where: str, what: str = "activations") -> None:
-    """Raises: ValueError that names the layer and its part when a value, or a sum of them, is not finite."""
-    # A sum is finite only where all of its terms are: one pass over them.
-    if not torch.isfinite(values.sum(dtype=torch.promote_types(values.dtype, torch.float32))):
-        raise ValueError(f"{where}: {what} are not finite (NaN or infinite); check the weights and the dtype")

@@ -5,6 +5,7 @@ from collections.abc import Collection
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.func import functional_call
 from transformers import LlamaForCausalLM
 
 from slimllm_nb.llama import PROJECTIONS
@@ -37,22 +38,15 @@ def loss_gradients(
     weights: names of a layer's parameters. The loss is the mean negative log-likelihood of tokens 2 to the last of
     every sample. `model` is left as it is.
     """
-    layers = [dict(layer.named_parameters()) for layer in model.model.layers]
-    wanted = [layer[name] for layer in layers for name in weights]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    totals = [torch.zeros_like(one, dtype=torch.float32) for one in wanted]
-    try:
-        model.requires_grad_(False)
-        for one in wanted:
-            one.requires_grad_(True)
-        with torch.enable_grad(), progress_bar(total=len(input_ids), desc="gradients", progress=progress) as bar:
-            for batch in input_ids.to(model.device).split(batch_size):
-                loss = model(batch, labels=batch, use_cache=False).loss
-                for total, gradient in zip(totals, torch.autograd.grad(loss, wanted), strict=True):
-                    total += gradient.float() * (len(batch) / len(input_ids))
-                bar.update(len(batch))
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+    parameters = {name: one.detach() for name, one in model.named_parameters()}
+    wanted = [[f"model.layers.{index}.{name}" for name in weights] for index in range(len(model.model.layers))]
+    leaves = [parameters[name].requires_grad_() for layer in wanted for name in layer]
+    totals = [torch.zeros_like(one, dtype=torch.float32) for one in leaves]
+    with torch.enable_grad(), progress_bar(total=len(input_ids), desc="gradients", progress=progress) as bar:
+        for batch in input_ids.to(model.device).split(batch_size):
+            loss = functional_call(model, parameters, (batch,), {"labels": batch, "use_cache": False}).loss
+            for total, gradient in zip(totals, torch.autograd.grad(loss, leaves), strict=True):
+                total += gradient.float() * (len(batch) / len(input_ids))
+            bar.update(len(batch))
     gathered = iter(totals)
-    return [{name: next(gathered) for name in weights} for _ in layers]
+    return [{name: next(gathered) for name in weights} for _ in wanted]
