@@ -28,29 +28,28 @@ setup: ## make or complete the environment from requirements.lock (hash-checked)
 	@sh tools/setup.sh "$(ENVIRONMENT)"
 
 reproduce: setup ## run the notebooks and judge the paper's claims [PROFILE=embedded]; goes on where it stopped
-	$(PYTHON) -m slimllm_nb.reproduce --profile $(PROFILE)
+	$(PYTHON) -m slimllm_nb.reproduce --profile "$(PROFILE)"
 
 quick: lint ## lint, then every test that is quick and executes no notebook
 	$(PYTHON) -m pytest -n auto -m "not slow and not notebook"
 
 test: lint ## lint, then all tests, the notebooks' outputs among them
-	$(PYTHON) -m pytest -n auto -m "not notebook"
-	$(PYTHON) -m pytest -m notebook
+	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 check: setup ## run a profile's executed notebooks again on a copy and compare the checked cells [PROFILE=embedded]
-	$(PYTHON) -m slimllm_nb.reproduce.check --profile $(PROFILE)
+	$(PYTHON) -m slimllm_nb.reproduce.check --profile "$(PROFILE)"
 
 compare: setup ## compare methods at equal numbers of parameters [METHODS=slimllm,flap PROFILE=embedded SEEDS=5 COMPARE=--help]
-	$(PYTHON) -m slimllm_nb.comparison --profile $(PROFILE) --methods "$(METHODS)" --seeds $(SEEDS) $(COMPARE)
+	$(PYTHON) -m slimllm_nb.comparison --profile "$(PROFILE)" --methods "$(METHODS)" --seeds $(SEEDS) $(COMPARE)
 
 ablations: setup ## the sweep of data/ablations/plan.yaml; goes on where it stopped [PROFILE=embedded SWEEP=--from-kept or SWEEP="--seeds 1"]
-	$(PYTHON) -m slimllm_nb.comparison.ablations --profile $(PROFILE) $(SWEEP)
+	$(PYTHON) -m slimllm_nb.comparison.ablations --profile "$(PROFILE)" $(SWEEP)
 
 zeroshot: setup ## zero-shot accuracy on the full sets of questions [PROFILE=embedded]
-	$(PYTHON) tools/zeroshot.py --profile $(PROFILE)
+	$(PYTHON) tools/zeroshot.py --profile "$(PROFILE)"
 
-gguf: setup ## write CHECKPOINT.gguf of a run for llama.cpp [PROFILE=embedded CHECKPOINT=model]
-	$(PYTHON) tools/write_gguf.py --profile $(PROFILE) "$(CHECKPOINT)"
+gguf: setup ## write CHECKPOINT.gguf of a run for llama.cpp [PROFILE=embedded CHECKPOINT=model PRE_TOKENIZER=llama-bpe or none]
+	$(PYTHON) tools/write_gguf.py --profile "$(PROFILE)" $(if $(PRE_TOKENIZER),--pre-tokenizer "$(PRE_TOKENIZER)") "$(CHECKPOINT)"
 
 lab: setup ## open JupyterLab on the notebooks
 	$(PYTHON) -m jupyterlab notebooks
@@ -75,8 +74,8 @@ course: setup ## add what the assignments need to the environment
 assignments: course ## write the assignments' releases, solutions and autograder files to runs/course
 	$(PYTHON) tools/course.py release
 
-grade: course ## points for a folder of submitted notebooks [SUBMISSIONS=folder]
-	$(PYTHON) tools/course.py grade $(SUBMISSIONS)
+grade: course ## points for a folder of submitted notebooks [SUBMISSIONS=folder of notebooks, folders or zip files]
+	$(PYTHON) tools/course.py grade $(if $(SUBMISSIONS),"$(SUBMISSIONS)")
 
 lint: setup ## check style and formatting of code and notebooks
 	$(PYTHON) -m ruff check

@@ -11,6 +11,8 @@ from torch.func import functional_call
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers.masking_utils import create_causal_mask
 
+from slimllm_nb.checks import require_texts
+
 
 def draw_samples(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, num_samples: int = 32, length: int = 128, seed: int = 42
@@ -50,6 +52,7 @@ def windows(
 
 
 def _tokenized(texts, tokenizer, num_samples: int, length: int) -> list[list[int]]:
+    require_texts(texts)
     if num_samples < 1 or length < 2:
         raise ValueError(f"num_samples is {num_samples} and length {length}; allowed: at least 1 and at least 2")
     return tokenizer(list(texts))["input_ids"] if len(texts) else []

@@ -1,19 +1,59 @@
 """What is asked of a model, a tokenizer and samples before anything is done with them."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from slimllm_nb.llama import PROJECTIONS, Widths, layer_widths
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def require_llama(model: PreTrainedModel) -> None:
     """Raises: ValueError naming the architecture, when it is neither LLaMA's nor what prune() returns."""
+    if hasattr(model, "merge_and_unload"):
+        raise ValueError(f"the model is a {type(model).__name__}, with adapters: merge_and_unload() first")
     architecture = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if architecture not in ("llama", "slim_llama") or not isinstance(model, LlamaForCausalLM):
         raise ValueError(
             f"the model is a {type(model).__name__} of architecture {architecture!r}; "
             "allowed: a causal language model of architecture 'llama' (and what prune() returns)"
         )
+
+
+def require_plain(model: PreTrainedModel) -> None:
+    """Raises: ValueError for a model that is no LLaMA, for layers that are not as its config says, and for weights that
+    are not those of plain linear layers: adapters, quantization."""
+    require_llama(model)
+    layers, config = model.model.layers, model.config
+    if len(layers) != config.num_hidden_layers:
+        says = f"its config says num_hidden_layers {config.num_hidden_layers}: change the config with the layers"
+        raise ValueError(f"the model has {len(layers)} decoder layers, {says}")
+    for index, layer in enumerate(layers):
+        for sublayer, projections in PROJECTIONS.items():
+            for name in projections.values():
+                _require_linear(getattr(getattr(layer, sublayer), name), f"{name} of layer {index}")
+        own = config.per_layer_config[index] if config.model_type == "slim_llama" else config
+        says = Widths(own.num_attention_heads, own.num_key_value_heads, own.intermediate_size)
+        if (found := layer_widths(layer)) != says:
+            raise ValueError(f"layer {index} has {found}, its config says {says}: change the config with the layers")
+    _require_linear(model.lm_head, "lm_head")
+
+
+def _require_linear(module: nn.Module, name: str) -> None:
+    kind, weight = type(module), getattr(module, "weight", None)
+    if kind is not nn.Linear:
+        package = [one for one in kind.__module__.split(".") if one not in ("layer", "modules", "nn")][-1]
+        adapter = hasattr(module, "base_layer")
+        remedy = "merge_and_unload() first" if adapter else "allowed: nn.Linear, so load the model without quantization"
+        raise ValueError(f"{name} is {package}.{kind.__name__}: {remedy}")
+    # Tensors that stand for quantized ones say that they are floats.
+    if weight.dtype not in FLOATS or type(weight).dequantize is not Tensor.dequantize:
+        raise ValueError(f"{name} holds {type(weight).__name__} of {weight.dtype}: load the model without quantization")
 
 
 def require_whole(model: PreTrainedModel) -> None:
@@ -42,21 +82,57 @@ def require_length(model: PreTrainedModel, length: int, what: str) -> None:
         raise ValueError(f"{what} has {length} tokens; the model's limit is {limit}: give shorter sequences")
 
 
-def require_samples(model: PreTrainedModel, input_ids: Int[Tensor, "samples length"], batch_size: int) -> None:
-    """Raises: ValueError for a model that is no LLaMA, for samples that it cannot read, and for a batch of none."""
-    require_llama(model)
-    if input_ids.ndim != 2 or input_ids.numel() == 0 or input_ids.is_floating_point():
-        raise ValueError(
-            f"input_ids is {input_ids.dtype} of shape {tuple(input_ids.shape)}; allowed: integers, (samples, length)"
-        )
+def require_texts(texts: Sequence[str]) -> None:
+    """Raises: ValueError for one string in the place of several, whose characters would be taken for texts."""
+    if isinstance(texts, str) or not all(isinstance(one, str) for one in texts):
+        found = "one string" if isinstance(texts, str) else f"a {type(texts).__name__} of other things than strings"
+        raise ValueError(f"texts is {found}; allowed: a list of strings, one for each document")
+
+
+def require_ids(model: PreTrainedModel, input_ids: Int[Tensor, "samples length"], what: str = "input_ids") -> None:
+    """Raises: ValueError for token ids that the model cannot read, that hold padding, or that are too long."""
+    allowed = "allowed: a tensor of integers, (samples, length), with at least one sample and two tokens"
+    if not isinstance(input_ids, Tensor):
+        raise ValueError(f"{what} is a {type(input_ids).__name__}; {allowed}, such as tokenizer(...)['input_ids']")
+    integers = not input_ids.is_floating_point() and input_ids.dtype != torch.bool
+    if not integers or input_ids.ndim != 2 or not len(input_ids) or input_ids.shape[1] < 2:
+        raise ValueError(f"{what} is {input_ids.dtype} of shape {tuple(input_ids.shape)}; {allowed}")
     if input_ids.min() < 0 or input_ids.max() >= model.config.vocab_size:
         raise ValueError(
-            f"input_ids holds tokens {input_ids.min()} to {input_ids.max()}; allowed: 0 to "
+            f"{what} holds tokens {input_ids.min()} to {input_ids.max()}; allowed: 0 to "
             f"{model.config.vocab_size - 1}: the tokenizer does not fit the model"
         )
-    require_length(model, input_ids.shape[1], "a calibration sample")
+    padding = model.config.pad_token_id
+    if padding is not None and len(padded := _padded(input_ids, padding)):
+        raise ValueError(
+            f"{what} holds padding (token {padding}) in {len(padded)} samples, the first is sample {padded[0]}; "
+            "allowed: samples of one length without padding, such as calibration.draw_samples gives"
+        )
+    require_length(model, input_ids.shape[1], f"a sample of {what}")
+
+
+def _padded(input_ids: Int[Tensor, "samples length"], padding: int) -> list[int]:
+    """Samples that begin or end with two padding tokens; one alone may be the end of a text."""
+    ends = torch.stack([input_ids[:, :2], input_ids[:, -2:]])
+    return (ends == padding).all(2).any(0).nonzero().flatten().tolist()
+
+
+def require_batch_size(batch_size: int) -> None:
+    """Raises: ValueError for a batch of none."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; allowed: at least 1")
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Inside it the model does not drop out; afterwards every module is in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def require_finite(values: Tensor, where: str, what: str = "activations") -> None:

@@ -22,7 +22,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from slimllm_nb import calibration
-from slimllm_nb.checks import require_fitting, require_length, require_llama, require_samples
+from slimllm_nb.checks import require_fitting, require_ids, require_llama, require_plain
 from slimllm_nb.comparison import identity
 from slimllm_nb.evaluation.perplexity import negative_log_likelihood, of_sum
 from slimllm_nb.export.checkpoint import require_free, save_checkpoint
@@ -35,7 +35,7 @@ from slimllm_nb.pruning.prune import Layers, prune_decoder
 from slimllm_nb.pruning.report import PruningReport
 from slimllm_nb.pruning.sublayers import Settings
 from slimllm_nb.sources import SourceError, load_tokenizer
-from slimllm_nb.sources.models import find_device, require_llama_config
+from slimllm_nb.sources.models import find_device, require_llama_config, require_same_weights, weight_shapes
 
 HIDDEN_BYTES = 1 << 30  # hidden states that wait in memory for perplexity; more blocks read the layers once more
 
@@ -50,7 +50,7 @@ class StoredModel:
     """
 
     def __init__(self, folder: str | Path, dtype: torch.dtype | str = "auto", device: torch.device | str = "cpu"):
-        self.folder, self.device = Path(folder), torch.device(device)
+        self.folder, self.device = Path(folder).expanduser(), torch.device(device)
         if not (self.folder / "config.json").is_file():
             raise SourceError(f"{self.folder} has no config.json; allowed: a folder with a LLaMA in safetensors")
         require_llama_config(str(self.folder), str(self.folder), {})
@@ -97,16 +97,15 @@ class StoredModel:
 
     def _check(self) -> None:
         expected = {name: tuple(one.shape) for name, one in self.skeleton.state_dict().items()}
+        found = weight_shapes(sorted(set(self._file_of.values())))
         if self.skeleton.config.tie_word_embeddings:
-            expected.pop("lm_head.weight", None)
-        if missing := sorted(expected.keys() - self._file_of.keys()):
-            raise SourceError(f"{self.folder} lacks {len(missing)} weights, the first is {missing[0]}")
-        for file in sorted(set(self._file_of.values())):
-            with _opened(file) as opened:
-                for name in opened.keys() & expected.keys():
-                    if (found := tuple(opened.get_slice(name).get_shape())) != expected[name]:
-                        says = f"the config of {self.folder} says {expected[name]}"
-                        raise SourceError(f"{file}: {name} has shape {found}; {says}")
+            for shapes in (expected, found):
+                shapes.pop("lm_head.weight", None)
+        require_same_weights(str(self.folder), expected.keys() - found.keys(), found.keys() - expected.keys())
+        for name, shape in expected.items():
+            if found[name] != shape:
+                says = f"{name} has shape {found[name]}; its config says {shape}"
+                raise SourceError(f"cannot load the model {str(self.folder)!r}: {says}")
 
     def _read(self, names: set[str], device: str, dtype: torch.dtype | None) -> dict[str, Tensor]:
         """These weights; dtype: None for the file's own. On the CPU they are memory-mapped where it is that."""
@@ -192,12 +191,15 @@ def prune_checkpoint(
     that holds something else than a checkpoint; ValueError for a method that needs gradients of the whole model, and
     for a disk without room. All before the first layer is computed.
     """
-    target, method = Path(target).absolute(), as_method(method)
+    source, target, method = Path(source).expanduser(), Path(target).expanduser().absolute(), as_method(method)
+    if source.resolve() == target.resolve():
+        raise ValueError(f"source and target are both {target}; allowed: another folder for what is pruned")
     require_free(target)
     if gradient_names(method):
         raise ValueError(f"method {method.name} asks for gradients, which need the whole model in memory: use prune()")
     stored = StoredModel(source, dtype, find_device(device))
-    require_samples(stored.skeleton, input_ids, batch_size)
+    require_plain(stored.skeleton)
+    require_ids(stored.skeleton, input_ids)
     amount = PruningTarget(pruning_ratio, target_parameters, target_of, pruned_layers, alpha)
     amount.check(stored.skeleton)
     tokenizer = load_tokenizer(str(source))
@@ -250,7 +252,7 @@ def checkpoint_perplexity(
     """
     stored = StoredModel(folder, dtype, find_device(device))
     for corpus, ids in blocks.items():
-        require_length(stored.skeleton, ids.shape[1], f"a block of {corpus}")
+        require_ids(stored.skeleton, ids, f"blocks of {corpus}")
     norm, head = (one.to(stored.device, stored.dtype) for one in (stored.skeleton.model.norm, stored.skeleton.lm_head))
     context, found = partial(calibration.layer_context, stored.skeleton), {}
     for corpus, ids in blocks.items():

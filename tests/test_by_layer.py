@@ -51,7 +51,7 @@ def test_what_cannot_be_measured_is_refused(blocks, tmp_path):
     with pytest.raises(ValueError, match="mean negative log-likelihood on one is nan"):
         checkpoint_perplexity(tmp_path, blocks, progress=False)
     too_long = torch.zeros(1, model.config.max_position_embeddings + 1, dtype=torch.long)
-    with pytest.raises(ValueError, match=r"a block of long has .* tokens"):
+    with pytest.raises(ValueError, match=r"a sample of blocks of long has .* tokens"):
         checkpoint_perplexity(tmp_path, {"long": too_long}, progress=False)
     with pytest.raises(SourceError, match=r"has no config.json"):
         checkpoint_perplexity(tmp_path / "nowhere", blocks, progress=False)

@@ -48,7 +48,7 @@ def test_what_a_killed_nbval_said_is_shown(workplace, capsys, monkeypatch):
 
 def test_an_unknown_profile(capsys):
     assert check.main(["--profile", "llama-8b"]) == 2
-    assert "Nothing was checked: unknown profile 'llama-8b'" in capsys.readouterr().err
+    assert "Stopped: unknown profile 'llama-8b'" in capsys.readouterr().err
 
 
 def test_bars_are_followed_and_the_notebook_stays_clean(monkeypatch, capsys):

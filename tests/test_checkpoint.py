@@ -33,12 +33,18 @@ ROWS = [{"model": "dense", "perplexity": 41.98765}, {"model": "20 %", "perplexit
 # Runs where the package cannot be imported, as in a user's own project.
 USE = """
 import sys, torch
+from contextlib import chdir
+from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.modules["slimllm_nb"] = None  # importing it now raises ImportError
 torch.set_num_threads(1)
 exec(open("modes.py").read())
 for name in sys.argv[1:]:
+    card = (Path(name) / "README.md").read_text().split("```python")[1].split("```")[0]
+    with chdir(name):
+        exec(card, used := {})
+    assert used["model"].device.type == "cpu" and used["tokenizer"].vocab_size == 101
     tokenizer = AutoTokenizer.from_pretrained(name)
     for device_map in (None, "auto"):
         model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True, device_map=device_map)
@@ -96,7 +102,7 @@ def test_another_process_uses_it_without_the_package(tokenizer, tmp_path):
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
     (tmp_path / "modes.py").write_text(MODES)
     arguments = [sys.executable, "-c", USE, *models]
-    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
     for name in models:
         for device_map in ("None", "auto"):
@@ -243,7 +249,7 @@ def test_a_card_names_the_method(tokenizer, tmp_path):
 def test_the_loading_code_of_the_card_runs(tokenizer, tmp_path, monkeypatch):
     model, report = prune_small()
     folder = save_checkpoint(model, tokenizer, tmp_path / "m", report=report)
-    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    code = (folder / "README.md").read_text().split("```python")[1].split("```")[0]
     monkeypatch.chdir(folder)
     scope = {}
     exec(code, scope)

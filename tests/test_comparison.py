@@ -337,7 +337,7 @@ def test_the_command(profile, folder, tmp_path, capsys):
     for path in (tmp_path / "tiny" / "comparison").glob("*.json"):
         assert json.loads(path.read_text())["perplexity"].keys() == {"theirs", "others"}
     assert main([*options, "--methods", "flapp"]) == 2
-    assert "Not compared: unknown method 'flapp'; allowed:" in capsys.readouterr().err
+    assert "Stopped: unknown method 'flapp'; allowed:" in capsys.readouterr().err
 
 
 def test_how_the_command_names_methods():

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import shutil
 import sys
 import time
 
@@ -193,7 +194,8 @@ def test_the_release_holds_no_solution_and_no_hidden_test(name, released, tool):
 
 
 def test_a_folder_of_submissions_becomes_a_table(released, tool, tmp_path):
-    """A good, a partial, an empty, a broken and an endless one: a line for each, and nothing hangs."""
+    """As they come: a zip file with another kernel, a student's folder, an empty, a broken, a foreign, one that leaves
+    its folder, and an endless one: a line for each, and nothing hangs."""
     name = A1
     folder = released[name]
     for place in ("in", "endless"):
@@ -208,24 +210,29 @@ def test_a_folder_of_submissions_becomes_a_table(released, tool, tmp_path):
 
     write("empty", of="student")
     write("endless", ("def cut_into_blocks", 'while True: pass\\n",\n    "def cut_into_blocks'), into="endless")
-    write("good")
-    write("partial", ("self.squares / self.count -", "self.squares / (self.count - 1) -"))
+    (tmp_path / "in" / "alice").mkdir()
+    (tmp_path / "zipped" / ".ipynb_checkpoints").mkdir(parents=True)
+    write("my answers", ('"name": "python3"', '"name": "slim-env"'), into="zipped")
+    shutil.copy(tmp_path / "zipped" / "my answers.ipynb", tmp_path / "zipped" / ".ipynb_checkpoints")
+    shutil.make_archive(str(tmp_path / "in" / "bob smith"), "zip", tmp_path / "zipped")
+    write("partial", ("self.squares / self.count -", "self.squares / (self.count - 1) -"), into="in/alice")
+    write("elsewhere", ("def cut_into_blocks", "import os; os.chdir('..')\\n\",\n    \"def cut_into_blocks"))
     (tmp_path / "in" / "broken.ipynb").write_text("{ not a notebook", encoding="utf-8")
     (tmp_path / "in" / "other.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook()), encoding="utf-8")
     table = tool.grade_folder(tmp_path / "in", folder.parent, timeout=400).set_index("submission")
     assert table.points.to_dict() == {
         "broken.ipynb": 0,
+        "elsewhere.ipynb": 0,
         "empty.ipynb": 0,
-        "good.ipynb": 16,
+        "bob smith": 16,
         "other.ipynb": 0,
-        "partial.ipynb": 12,
+        "alice": 12,
     }
     reasons = table.reason
-    assert reasons["good.ipynb"] == "all tests passed"
-    assert reasons["partial.ipynb"].startswith(
-        "q4: AssertionError: covariance of (1, 2) and (3, 6): expected [[1.0, 2.0]"
-    )
-    assert "and 2 more" in reasons["partial.ipynb"]
+    assert reasons["bob smith"] == "all tests passed"
+    assert reasons["elsewhere.ipynb"].startswith("no test ran: ")
+    assert reasons["alice"].startswith("q4: AssertionError: covariance of (1, 2) and (3, 6): expected [[1.0, 2.0]")
+    assert "and 2 more" in reasons["alice"]
     assert reasons["broken.ipynb"].startswith("not a notebook")
     assert reasons["other.ipynb"] == "not a notebook of this course: it names no assignment"
     start = time.perf_counter()

@@ -254,7 +254,7 @@ def pickled(source):
     ("spoil", "message"),
     [
         (lacking, r"source has no config\.json; allowed: a folder with a LLaMA"),
-        (damaged, r"has shape \(80, 48\); the config of .*source says \(90, 48\)|has shape \(48, 80\)"),
+        (damaged, r"has shape \(80, 48\); its config says \(90, 48\)|has shape \(48, 80\)"),
         (short, "lacks 1 of its files of weights"),
         (other, "model_type 'qwen2'; allowed: 'llama'"),
         (pickled, "neither model.safetensors nor model.safetensors.index.json; allowed: weights in safetensors"),

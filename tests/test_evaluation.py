@@ -89,5 +89,5 @@ def test_parameters_counted_by_hand(tied):
 def test_blocks_longer_than_the_models_limit():
     model = make_small_model(4, max_position_embeddings=9)
     assert perplexity(model, torch.zeros(1, 9, dtype=torch.long), progress=False) > 1
-    with pytest.raises(ValueError, match="a block has 10 tokens; the model's limit is 9"):
+    with pytest.raises(ValueError, match="a sample of blocks has 10 tokens; the model's limit is 9"):
         perplexity(model, torch.zeros(1, 10, dtype=torch.long), progress=False)

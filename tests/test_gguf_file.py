@@ -104,7 +104,7 @@ def test_the_file_says_what_each_layer_is(case, tmp_path):
             assert groups[i] * 16 == layer.self_attn.k_proj.out_features
         assert tensors[f"blk.{i}.attn_q.weight"].data.shape == (heads[i] * 16, 64)
         assert tensors[f"blk.{i}.attn_k.weight"].data.shape == (groups[i] * 16, 64)
-        assert np.array_equal(tensors[f"blk.{i}.ffn_down.weight"].data, layer.mlp.down_proj.weight.numpy())
+        assert np.array_equal(tensors[f"blk.{i}.ffn_down.weight"].data, layer.mlp.down_proj.weight.detach().numpy())
         for name, module in (("attn_output", layer.self_attn.o_proj), ("ffn_down", layer.mlp.down_proj)):
             assert (f"blk.{i}.{name}.bias" in tensors) == (module.bias is not None)
     assert ("output.weight" in tensors) == (not model.config.tie_word_embeddings)

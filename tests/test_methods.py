@@ -114,12 +114,11 @@ def test_a_method_is_what_its_paper_says(method, tiny_model, input_ids):
 
 def test_taylor(small_model, input_ids):
     """LLM-Pruner's scores are those of the dense model, whatever was pruned before."""
-    pruned, report = prune(small_model, input_ids, **SETTINGS, method="llm_pruner")
+    _, report = prune(small_model, input_ids, **SETTINGS, method="llm_pruner")
     for line, (heads, channels) in zip(report.layers, literal.taylor(small_model, input_ids), strict=True):
         assert line.kept_heads == sorted(literal.highest(heads, line.heads - len(line.kept_heads)))
         assert line.kept_channels == sorted(literal.highest(channels, line.channels - len(line.kept_channels)))
     assert min(len(line.kept_heads) for line in report.layers) < 8
-    assert not any(parameter.requires_grad for parameter in pruned.parameters())
 
 
 def test_gradients_are_those_of_backward(small_model, input_ids):

@@ -232,7 +232,7 @@ def test_bad_settings_are_refused_before_the_first_forward_pass(name, input_ids,
 
 
 def test_samples_longer_than_the_models_limit(input_ids):
-    with pytest.raises(ValueError, match="a calibration sample has 10 tokens; the model's limit is 9"):
+    with pytest.raises(ValueError, match="a sample of input_ids has 10 tokens; the model's limit is 9"):
         prune(make_small_model(4, max_position_embeddings=9), input_ids, **SETTINGS)
 
 

@@ -146,7 +146,7 @@ def test_missing_and_damaged_shards(small_model, tmp_path):
     assert len(shards) > 1
     content = shards[0].read_bytes()
     shards[0].write_bytes(content[: len(content) // 2])
-    with pytest.raises(SourceError, match="cannot load the model"):
+    with pytest.raises(SourceError, match=f"cannot read .*{shards[0].name}"):
         load_model(str(tmp_path))
     shards[0].unlink()
     with pytest.raises(SourceError, match=f"cannot load the model .*{shards[0].name}"):

@@ -17,6 +17,7 @@ import zeroshot
 from slimllm_nb.comparison import Comparison, Protocol
 from slimllm_nb.comparison.kept import Kept, kept_ablations
 from slimllm_nb.comparison.table import Row
+from slimllm_nb.evaluation.zeroshot import ZeroShotError
 from slimllm_nb.files import ROOT
 from slimllm_nb.reproduce import kept
 from test_gguf_file import make
@@ -36,20 +37,20 @@ def test_gguf_keeps_the_dtype_and_looks_where_runs_are(runs, monkeypatch, capsys
     kinds = {t.tensor_type for t in gguf.GGUFReader(runs / "model.gguf").tensors if len(t.shape) > 1}
     assert kinds == {gguf.GGMLQuantizationType.BF16}
     assert write_gguf.main(["nothing-here"]) == 2
-    assert "Nothing was written: no model" in capsys.readouterr().err
+    assert "Stopped: no model" in capsys.readouterr().err
 
 
 def test_zeroshot_without_network_says_so(runs, monkeypatch, capsys):
     def offline(*_, **__):
-        raise zeroshot.ZeroShotError("the task 'piqa' needs the Hugging Face hub")
+        raise ZeroShotError("the task 'piqa' needs the Hugging Face hub")
 
     monkeypatch.setattr(zeroshot, "load_model", lambda *_, **__: make("dense"))
     monkeypatch.setattr(zeroshot, "draw_samples", lambda *_: torch.zeros(2, 8, dtype=torch.long))
     monkeypatch.setattr(zeroshot, "zeroshot", offline)
     assert zeroshot.main([]) == 2
-    assert capsys.readouterr().err == "Nothing was written: the task 'piqa' needs the Hugging Face hub\n"
+    assert capsys.readouterr().err == "Stopped: the task 'piqa' needs the Hugging Face hub\n"
     assert zeroshot.main(["--profile", "nope"]) == 2
-    assert "Nothing was written: unknown profile 'nope'" in capsys.readouterr().err
+    assert "Stopped: unknown profile 'nope'" in capsys.readouterr().err
     assert not runs.exists()
 
 

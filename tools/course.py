@@ -3,8 +3,9 @@
 release    every assignments/a*.py (solution and tests inside) becomes, in OUT (default: runs/course), three folders:
            `student` (the notebook without solutions and hidden tests), `solution`, and `autograder` (a zip that otter
            grades by)
-grade      every notebook in a folder, each in a process of its own that is stopped when it takes too long; a line of
-           points for each, with a reason, on the screen and in grades.csv in that folder
+grade      every notebook in a folder, in a student's folder within it or in a zip file, each in a process of its own
+           that is stopped when it takes too long; a line of points for each, with a reason, on the screen and in
+           grades.csv in that folder
 
 Both need the packages of requirements-course.lock, which the make targets install.
 """
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +28,7 @@ import jupytext
 import nbformat
 import pandas as pd
 
+from slimllm_nb.command import command
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.progress import bar
 from slimllm_nb.reproduce.profiles import run_folder
@@ -35,6 +38,7 @@ NAME = "a[0-9]*.py"
 OUT = run_folder("course")
 TIMEOUT = 600  # seconds for one submission; the assignments take less than three minutes
 MARKER = "RESULT "
+LEFT_OUT = {".ipynb_checkpoints", "__MACOSX"}  # folders of hand-ins
 
 # What a releasing process runs, with the masters' paths; the folder beside each takes what comes out.
 ASSIGN = """
@@ -126,16 +130,41 @@ def assignment_of(notebook: Path) -> str:
     return name
 
 
-def grade(notebook: Path, out: Path, timeout: float, threads: int) -> dict:
+def hand_ins(folder: Path, unpacked: Path) -> list[tuple[str, Path]]:
+    """(name, notebook) of all that was handed in: a notebook by its own name, one in a student's folder or zip file by
+    the name of that. Zip files are unpacked below `unpacked`. Raises: CourseError for a folder without any."""
+    found = [(path.name, path) for path in folder.glob("*.ipynb") if path.is_file()]
+    for path in folder.iterdir():
+        inside, name = path, path.name
+        if path.suffix == ".zip":
+            inside, name = unpacked / path.name, path.stem
+            try:
+                with zipfile.ZipFile(path) as zipped:
+                    zipped.extractall(inside)
+            except (zipfile.BadZipFile, OSError) as error:
+                raise CourseError(f"{path} cannot be unpacked: {error}") from error
+        if inside.is_dir():
+            notebooks = inside.rglob("*.ipynb")
+            found += [(name, one) for one in notebooks if not LEFT_OUT & {*one.relative_to(inside).parts}]
+    if not found:
+        raise CourseError(f"{folder} holds no notebooks (*.ipynb), no folders that hold some, and no zip files")
+    return sorted(found)
+
+
+def grade(submission: str, notebook: Path, out: Path, timeout: float, threads: int) -> dict:
     """A line of the table: points by question, their sum, and a reason."""
-    start, line = time.perf_counter(), {"submission": notebook.name}
+    start, line = time.perf_counter(), {"submission": submission}
     try:
         name = assignment_of(notebook)
     except CourseError as error:
         return line | {"points": 0, "of": None, "reason": str(error)}
     line |= {"assignment": name}
-    command = [sys.executable, "-c", GRADE, str(notebook.absolute()), str(autograder(name, out).absolute())]
     with tempfile.TemporaryDirectory() as temporary:
+        # Under a plain name, and for this process' own kernel: the student's may have another name.
+        nb, own = nbformat.read(notebook, as_version=4), Path(temporary, f"{name}.ipynb")
+        nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(nb, own)
+        command = [sys.executable, "-c", GRADE, str(own), str(autograder(name, out).absolute())]
         process = subprocess.Popen(
             command,
             cwd=temporary,
@@ -158,6 +187,9 @@ def grade(notebook: Path, out: Path, timeout: float, threads: int) -> dict:
         last = (errors.strip().splitlines() or ["no output"])[-1]
         return line | {"points": 0, "of": None, "reason": f"could not be graded: {last[:200]}"}
     tests = json.loads(found[-1].removeprefix(MARKER))
+    if not tests:
+        reason = "no test ran: its code may change the folder (os.chdir), or end the kernel"
+        return line | {"points": 0, "of": None, "reason": reason}
     missed = [f"{question}: {_short(one['failed'])}" for question, one in tests.items() if one["failed"]]
     return line | {
         "points": sum(one["score"] for one in tests.values()),
@@ -178,14 +210,13 @@ def grade_folder(folder: Path, out: Path, timeout: float, jobs: int | None = Non
     there are notebooks). Raises: CourseError for a folder without any, and for jobs below 1."""
     if jobs is not None and jobs < 1:
         raise CourseError(f"--jobs is {jobs}; allowed: at least 1")
-    notebooks = sorted(path for path in folder.glob("*.ipynb") if path.is_file())
-    if not notebooks:
-        raise CourseError(f"{folder} holds no notebooks (*.ipynb)")
     cores = os.cpu_count() or 1
-    jobs = min(jobs or cores, len(notebooks))
-    with ThreadPoolExecutor(jobs) as pool:
-        found = pool.map(lambda path: grade(path, out, timeout, max(1, cores // jobs)), notebooks)
-        lines = list(bar(found, desc="grading", unit="submission", total=len(notebooks)))
+    with tempfile.TemporaryDirectory() as unpacked:
+        handed = hand_ins(folder, Path(unpacked))
+        jobs = min(jobs or cores, len(handed))
+        with ThreadPoolExecutor(jobs) as pool:
+            found = pool.map(lambda one: grade(*one, out, timeout, max(1, cores // jobs)), handed)
+            lines = list(bar(found, desc="grading", unit="submission", total=len(handed)))
     table = pd.DataFrame(lines)
     first = ["submission", "assignment", "points", "of"]
     last = ["seconds", "reason"]
@@ -195,26 +226,23 @@ def grade_folder(folder: Path, out: Path, timeout: float, jobs: int | None = Non
     return table
 
 
-def main() -> int:
+@command
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("release", "grade"))
     parser.add_argument("submissions", nargs="?", type=Path, help="a folder of notebooks")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds for one submission")
     parser.add_argument("--jobs", type=int, help="submissions at a time (default: one for each core)")
-    options = parser.parse_args()
-    try:
-        if options.what == "release":
-            print(*release(list(sources().values()), options.out), sep="\n")
-            return 0
-        if options.submissions is None or not options.submissions.is_dir():
-            raise CourseError(f"SUBMISSIONS is {options.submissions}; allowed: a folder of notebooks")
-        table = grade_folder(options.submissions, options.out, options.timeout, options.jobs)
-        print(table.to_string(index=False, max_colwidth=70))
-        print(f"Written: {options.submissions / 'grades.csv'}")
-    except CourseError as error:
-        print(f"Stopped: {error}", file=sys.stderr)
-        return 2
+    options = parser.parse_args(arguments)
+    if options.what == "release":
+        print(*release(list(sources().values()), options.out), sep="\n")
+        return 0
+    if options.submissions is None or not options.submissions.is_dir():
+        raise CourseError(f"SUBMISSIONS is {options.submissions}; allowed: a folder of notebooks")
+    table = grade_folder(options.submissions, options.out, options.timeout, options.jobs)
+    print(table.to_string(index=False, max_colwidth=70))
+    print(f"Written: {options.submissions / 'grades.csv'}")
     return 0
 
 

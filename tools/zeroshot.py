@@ -12,30 +12,32 @@ import time
 from importlib.metadata import version
 
 from slimllm_nb.calibration import draw_samples
+from slimllm_nb.command import command
 from slimllm_nb.evaluation import count_parameters
-from slimllm_nb.evaluation.zeroshot import LOCAL, ZeroShotError, zeroshot
+from slimllm_nb.evaluation.zeroshot import LOCAL, zeroshot
 from slimllm_nb.files import write_text
 from slimllm_nb.pruning import prune
-from slimllm_nb.reproduce import ProfileError, load_profile, run_folder
+from slimllm_nb.reproduce import load_profile, run_folder
 from slimllm_nb.reproduce.kept import current_code
-from slimllm_nb.sources import SourceError, load_model, load_texts, load_tokenizer
+from slimllm_nb.sources import load_model, load_texts, load_tokenizer
 
 PACKAGES = ("lm-eval", "torch", "transformers")
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tools/zeroshot.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="embedded", help="a file of data/profiles (default: embedded)")
+    parser.add_argument(
+        "--profile",
+        default="embedded",
+        help="a name of data/profiles, or a .yaml file of your own",
+    )
     parser.add_argument("--limit", type=int, help="only the first so many questions; shown, not written")
     parser.add_argument("--device", help="where the models run (default: as the profile says)")
     options = parser.parse_args(arguments)
-    try:
-        content = measure(options.profile, options.limit, options.device)
-    except (ProfileError, SourceError, ZeroShotError, ValueError) as error:
-        print(f"Nothing was written: {error}", file=sys.stderr)
-        return 2
+    content = measure(options.profile, options.limit, options.device)
     if options.limit is None:
-        path = run_folder(options.profile) / "zeroshot.json"
+        path = run_folder(load_profile(options.profile).name) / "zeroshot.json"
         write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         print(f"Written: {path}")
     return 0

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from slimllm_nb.command import command
 from slimllm_nb.comparison.compare import compare, comparison_folder
 from slimllm_nb.files import replacing, write_text
 from slimllm_nb.methods import load_file, method_names
@@ -19,6 +20,7 @@ def method_of(text: str) -> str | dict:
     return {"base": base, "name": text, **dict(piece.split("=", 1) for piece in pieces)}
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m slimllm_nb.comparison", description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -32,23 +34,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=5, help="how many draws of calibration samples (default: 5)")
     parser.add_argument("--samples", type=int, help="calibration samples (default: the profile's)")
     options = parser.parse_args(arguments)
-    try:
-        profile = load_profile(options.profile)
-        if options.parts:
-            load_file(Path(options.parts))
-        found = compare(
-            [method_of(text.strip()) for text in options.methods.split(",")],
-            options.settings.split(",") if options.settings else None,
-            options.seeds,
-            profile=profile,
-            num_samples=options.samples,
-        )
-    except ValueError as error:
-        print(f"Not compared: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted; the same command goes on from here.", file=sys.stderr)
-        return 130
+    profile = load_profile(options.profile)
+    if options.parts:
+        load_file(Path(options.parts))
+    found = compare(
+        [method_of(text.strip()) for text in options.methods.split(",")],
+        options.settings.split(",") if options.settings else None,
+        options.seeds,
+        profile=profile,
+        num_samples=options.samples,
+    )
     folder = comparison_folder(profile.name)
     write_text(folder / "rows.csv", found.frame.to_csv(index=False))
     with replacing(folder / "picture.png") as partial:

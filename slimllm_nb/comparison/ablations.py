@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from slimllm_nb.command import command
 from slimllm_nb.comparison.kept import collect, dumped, restore
 from slimllm_nb.comparison.plan import PLAN, PlanError, Task, group_and_bench, load_plan, tasks
 from slimllm_nb.comparison.table import Row
@@ -84,6 +85,7 @@ def _start(threads: int, done: multiprocessing.Queue) -> None:
 _done: list[multiprocessing.Queue] = []
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m slimllm_nb.comparison.ablations", description=__doc__.splitlines()[0]
@@ -107,12 +109,6 @@ def main(arguments: list[str] | None = None) -> int:
             restore(options.profile, options.plan)
         workers = options.workers or ((os.cpu_count() or 1) if profile.device == "cpu" else 1)
         sweep(options.profile, options.plan, groups, workers, options.seeds)
-    except ValueError as error:
-        print(f"Stopped: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted; the same command goes on from here.", file=sys.stderr)
-        return 130
     finally:
         seconds = time.perf_counter() - start
     content = collect(options.profile, options.plan)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from slimllm_nb.checks import require_length
+from slimllm_nb.checks import evaluation_mode, require_batch_size, require_ids, require_texts
 from slimllm_nb.progress import bar
 
 
@@ -22,10 +22,11 @@ def token_blocks(
 
     max_tokens: keep as many blocks as fit into so many tokens, evenly spaced over the whole text, so that a few long
     documents at its beginning do not decide. Paper section 5.1 and the authors' code (which scores every block).
-    Raises: ValueError when there is not one full block.
+    Raises: ValueError when there is not one full block, and for a string in the place of a list.
     """
     if block_length < 2:
         raise ValueError(f"block_length is {block_length}; allowed: at least 2 (a token and the next one)")
+    require_texts(texts)
     # The whole corpus is one sequence on purpose; the tokenizer need not warn that it is longer than the model allows.
     ids = tokenizer("\n\n".join(texts), return_tensors="pt", verbose=False)["input_ids"][0]
     tokens = len(ids) if max_tokens is None else min(len(ids), max_tokens)
@@ -45,14 +46,16 @@ def perplexity(
 ) -> float:
     """exp of the mean negative log-likelihood of tokens 2 to the last of every block, in float32, summed in float64.
 
-    Raises: ValueError when it is not finite, and for blocks longer than the model's limit.
+    Dropout is off. Raises: ValueError when it is not finite, and for blocks that the model cannot read, that hold
+    padding or are longer than its limit.
     """
-    require_length(model, blocks.shape[1], "a block")
-    total = 0.0
-    batches = blocks.split(batch_size)
-    for batch in bar(batches, desc="perplexity", progress=progress):
-        batch = batch.to(model.device)
-        total += negative_log_likelihood(model(batch, use_cache=False).logits, batch)
+    require_ids(model, blocks, "blocks")
+    require_batch_size(batch_size)
+    total, blocks = 0.0, blocks.long()
+    with evaluation_mode(model):
+        for batch in bar(blocks.split(batch_size), desc="perplexity", progress=progress):
+            batch = batch.to(model.device)
+            total += negative_log_likelihood(model(batch, use_cache=False).logits, batch)
     return of_sum(total, blocks, "the model's mean negative log-likelihood")
 
 

@@ -20,7 +20,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from slimllm_nb.checks import require_fitting, require_llama
+from slimllm_nb.checks import evaluation_mode, require_fitting, require_llama
 from slimllm_nb.files import ROOT
 from slimllm_nb.progress import followed
 from slimllm_nb.sources.hub import in_local_datasets
@@ -53,7 +53,7 @@ ROWS = {
 }
 
 
-class ZeroShotError(RuntimeError):
+class ZeroShotError(ValueError):
     """A task that cannot be had or asked; said before anything is scored."""
 
 
@@ -71,15 +71,16 @@ def zeroshot(
     """One row per task: task, metric, accuracy, standard error, chance, majority and questions.
 
     tasks: names of lm-eval's tasks or of YAML files in task_folder; LOCAL need no hub, PAPER are the paper's seven.
-    Of any other task "acc" is shown, and no chance (NaN). limit: the first so many questions of each task (None: all);
-    standard error: lm-eval's, over the questions; chance: one over the number of choices; majority: the accuracy of
-    always giving the answer that is right most often (0.6217 on BoolQ: a model below it has learnt nothing of use).
-    batch_size: questions at a time (8 on a CPU, 32 elsewhere). add_bos_token: whether a beginning-of-sequence token
-    stands in front of every question (None: as the tokenizer does). The model stays where it is, in its dtype.
+    Of any other task its first metric is shown, as it is, and no chance (NaN). limit: the first so many questions of
+    each task (None: all); standard error: lm-eval's, over the questions; chance: one over the number of choices;
+    majority: the accuracy of always giving the answer that is right most often (0.6217 on BoolQ: a model below it has
+    learnt nothing of use), NaN where no choice is offered. batch_size: questions at a time (8 on a CPU, 32 elsewhere).
+    add_bos_token: whether a beginning-of-sequence token stands in front of every question (None: as the tokenizer
+    does). The model stays where it is, in its dtype.
 
     Raises: ValueError for an architecture other than LLaMA's or a tokenizer that does not fit; ZeroShotError for an
-    unknown task, a task file that does not parse, a task that needs the hub when it cannot be reached, and a question
-    longer than the model's limit. All before the first question is scored.
+    unknown task, a task file that does not parse, a task without a metric, a task that needs the hub when it cannot be
+    reached, and a question longer than the model's limit. All before the first question is scored.
     """
     require_llama(model)
     require_fitting(model, tokenizer)
@@ -91,16 +92,21 @@ def zeroshot(
         )
     with _errors_only():
         loaded = {"tasks": _load_tasks(list(tasks), Path(task_folder)), "groups": {}, "group_map": {}}
+        metrics = {name: _metric(name, task) for name, task in loaded["tasks"].items()}
         # lm-eval may give the tokenizer a padding token: a copy, so that the caller's stays as it is.
         stream = followed()
         harness = _Harness(model, copy.deepcopy(tokenizer), batch_size, add_bos_token, progress or stream is not None)
         # lm-eval has no switch for some of its bars.
-        with nullcontext() if progress and not stream else redirect_stderr(stream or io.StringIO()):
+        with (
+            evaluation_mode(model),
+            nullcontext() if progress and not stream else redirect_stderr(stream or io.StringIO()),
+        ):
             found = evaluate(harness, loaded, limit=limit, log_samples=False)
     rows = []
     for task in tasks:
         questions = found["n-samples"][task]["effective"]
-        rows.append(_row(task, found["results"][task], _majority(loaded["tasks"][task], questions), questions))
+        one, metric = loaded["tasks"][task], metrics[task]
+        rows.append(_row(task, metric, found["results"][task], _majority(one, questions), questions))
     table = pandas.DataFrame(rows)
     table.attrs["metrics"] = found["results"]  # all of lm-eval's
     return table
@@ -122,21 +128,32 @@ class _Harness(HFLM):
 
 
 def _majority(task, questions: int) -> float:
-    """The share of the most frequent right answer among the questions asked."""
+    """The share of the most frequent right answer among the questions asked; NaN where no choice is offered."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return float("nan")
     # Where the choices stand in the middle of the sentence (WinoGrande), lm-eval keeps the answer in the text's place.
     answer = task.doc_to_text if task.multiple_input else task.doc_to_target
     counts = Counter(str(answer(document)) for document in islice(task.eval_docs, questions))
     return counts.most_common(1)[0][1] / questions
 
 
-def _row(task: str, result: dict, majority: float, questions: int) -> dict:
-    row = ROWS.get(task, Row("acc", float("nan")))
+def _metric(name: str, task) -> str:
+    """What the table shows of a task. Raises: ZeroShotError for one that measures nothing."""
+    if name in ROWS:
+        return ROWS[name].metric
+    if not (metrics := list(task.aggregation())):
+        raise ZeroShotError(f"the task {name!r} has no metric: give it a metric_list")
+    return metrics[0]
+
+
+def _row(task: str, metric: str, result: dict, majority: float, questions: int) -> dict:
+    key = next(name for name in result if name.split(",")[0] == metric)  # behind the comma: lm-eval's filter
     return {
         "task": task,
-        "metric": row.metric,
-        "accuracy": result[f"{row.metric},none"],
-        "standard error": result[f"{row.metric}_stderr,none"],
-        "chance": row.chance,
+        "metric": metric,
+        "accuracy": result[key],
+        "standard error": result.get(key.replace(metric, f"{metric}_stderr", 1), float("nan")),
+        "chance": ROWS[task].chance if task in ROWS else float("nan"),
         "majority": majority,
         "questions": questions,
     }

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers import __version__ as transformers_version
 
-from slimllm_nb.checks import require_fitting, require_llama, require_whole
+from slimllm_nb.checks import require_fitting, require_plain, require_whole
 from slimllm_nb.evaluation import count_parameters
 from slimllm_nb.pruning.report import PruningReport
 from slimllm_nb.sources.embedded import CONVERTED
@@ -55,11 +55,12 @@ def save_checkpoint(
     max_shard_size: weights above it are split into several files. The model's dtype is kept.
 
     The folder appears whole or not at all; a checkpoint that was there before is replaced.
-    Raises: ValueError for an architecture that is not LLaMA's, a tokenizer that does not fit, weights that are not all
-    in memory; FileExistsError for a folder that holds something else than a checkpoint.
+    Raises: ValueError for an architecture that is not LLaMA's, adapters that are not merged, quantized weights, weights
+    that are not all in memory, and a tokenizer that does not fit; FileExistsError for a folder that holds something
+    else than a checkpoint.
     """
     folder = Path(folder).absolute()
-    require_llama(model)
+    require_plain(model)
     require_fitting(model, tokenizer)
     require_whole(model)
     require_free(folder)
@@ -118,7 +119,7 @@ def model_card(
         "",
         'folder = "."  # where this file lies, or the hub id',
         f"model = AutoModelForCausalLM.from_pretrained(folder{remote})",
-        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        f"tokenizer = AutoTokenizer.from_pretrained(folder{remote})",
         "```",
         "",
         f"Written with transformers {transformers_version}."

@@ -6,6 +6,7 @@ pruning adds to o_proj and down_proj. One thing it cannot say: key/value heads t
 Such a layer is padded, on its own, with as few heads of zeros as make it even.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from slimllm_nb.checks import require_fitting, require_llama
+from slimllm_nb.checks import require_fitting, require_plain
 from slimllm_nb.export.stock import fill_attention
 from slimllm_nb.files import replacing
 from slimllm_nb.llama import queries_per_key_value_head
@@ -28,6 +29,23 @@ FILE_TYPES = {
     "float16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
     "bfloat16": (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
 }
+# llama.cpp's names, as src/llama-vocab.cpp has them (November 2026), without those of encoders.
+PRE_TOKENIZERS = """default llama3 llama-v3 llama-bpe llama4 falcon falcon3 falcon-h1 pixtral midm-2.0 lfm2 minicpm5 mpt
+deepseek-llm deepseek-coder deepseek-v3 deepseek-r1-qwen youtu starcoder gpt-2 phi-2 gpt-4o gigachat a.x-4.0 mellum
+mellum2 jais jais-2 refact command-r qwen2 qwen35 kormo megrez stablelm2 olmo dbrx smaug-bpe poro-chat glm4 chatglm-bpe
+viking tekken smollm codeshell bloom gpt3-finnish exaone exaone4 exaone-moe chameleon minerva-7b kanana2 tiny_aya afmoe
+superbpe trillion bailingmoe bailingmoe2 llada-moe seed-coder hunyuan hunyuan-dense kimi-k2 grok-2 minimax-m2 solar-open
+k2-horizon"""
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+RECOGNISED = {  # name -> kind, expression and use_regex of each step of `tokenizers`
+    "smollm": [("Digits", None, None), ("ByteLevel", None, True)],
+    "llama-bpe": [("Split", LLAMA_3, None), ("ByteLevel", None, False)],
+    "gpt-2": [("ByteLevel", None, True)],
+}
+SMOLLM_MERGES = "c914f93f16015304198f632636548d9651bac62217658ae3a498304cd92bc017"  # SHA-256
 ROTATIONS = ("default", "linear", "llama3")
 
 
@@ -37,19 +55,21 @@ def write_gguf(
     path: str | Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
-    pre_tokenizer: str = "smollm",
+    pre_tokenizer: str | None = None,
     dtype: str | None = None,
 ) -> Path:
     """Write the model (dense or pruned) as one GGUF file; returns its path.
 
     tokenizer: a byte-level BPE tokenizer that goes into the file; without one the file has no vocabulary, and llama.cpp
-    takes token numbers alone. pre_tokenizer: llama.cpp's name for how that tokenizer cuts text into words ("smollm" for
-    the embedded model). dtype: "float32", "float16" or "bfloat16", by default the model's; vectors stay in float32.
+    takes token numbers alone. pre_tokenizer: llama.cpp's name for how that tokenizer cuts text into words; None: as it
+    is recognised (SmolLM's, LLaMA 3's, GPT-2's). dtype: "float32", "float16" or "bfloat16", by default the model's;
+    vectors stay in float32.
 
-    The file appears whole or not at all. Raises: ValueError for an architecture other than LLaMA's, a tokenizer that
-    does not fit or is not byte-level BPE, an unknown dtype, and a rotation that changes with the length of the text.
+    The file appears whole or not at all. Raises: ValueError for an architecture other than LLaMA's, adapters and
+    quantized weights; for a tokenizer that does not fit, is not byte-level BPE or is not recognised; for an unknown
+    name or dtype; and for a rotation that changes with the length of the text.
     """
-    require_llama(model)
+    require_plain(model)
     path, dtype = Path(path), dtype or str(model.dtype).removeprefix("torch.")
     rotation = model.config.rope_parameters["rope_type"]
     if dtype not in FILE_TYPES or rotation not in ROTATIONS:
@@ -61,6 +81,9 @@ def write_gguf(
     if tokenizer is not None:
         require_fitting(model, tokenizer)
         vocabulary = _byte_level_bpe(tokenizer)
+        pre_tokenizer = pre_tokenizer or _recognised(vocabulary)
+        if pre_tokenizer not in (known := PRE_TOKENIZERS.split()):
+            raise ValueError(f"pre_tokenizer is {pre_tokenizer!r}; allowed: {', '.join(known)}")
     with replacing(path) as partial:
         writer = gguf.GGUFWriter(partial, ARCHITECTURE)
         attentions = [_even(layer.self_attn, model.config) for layer in model.model.layers]
@@ -121,10 +144,24 @@ def _byte_level_bpe(tokenizer: PreTrainedTokenizerBase) -> dict:
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     if described["model"]["type"] != "BPE" or '"ByteLevel"' not in json.dumps(described["pre_tokenizer"]):
         raise ValueError(
-            f"the tokenizer is of type {described['model']['type']}, not byte-level BPE; leave the tokenizer out to "
-            "write a file without a vocabulary"
+            f"the tokenizer is of type {described['model']['type']}, not byte-level BPE: write a file without a "
+            "vocabulary (PRE_TOKENIZER=none; in Python, no tokenizer)"
         )
     return described
+
+
+def _recognised(described: dict) -> str:
+    """llama.cpp's name for how a tokenizer cuts text. Raises: ValueError where that is not known."""
+    if hashlib.sha256(json.dumps(described["model"]["merges"]).encode()).hexdigest() == SMOLLM_MERGES:
+        return "smollm"  # also read from GGUF, where its step that parts digits is lost
+    steps = described["pre_tokenizer"].get("pretokenizers", [described["pre_tokenizer"]])
+    found = [(step["type"], step.get("pattern", {}).get("Regex"), step.get("use_regex")) for step in steps]
+    if found not in RECOGNISED.values():
+        raise ValueError(
+            f"how the tokenizer cuts text is not recognised: {json.dumps(described['pre_tokenizer'])[:200]}; give "
+            "llama.cpp's name for it (PRE_TOKENIZER=llama-bpe, say), or none for a file without a vocabulary"
+        )
+    return next(name for name, one in RECOGNISED.items() if one == found)
 
 
 def _write_vocabulary(writer, tokenizer, described: dict | None, pre_tokenizer: str, config) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from slimllm_nb.checks import require_llama
+from slimllm_nb.checks import require_plain
 from slimllm_nb.evaluation import count_parameters
 from slimllm_nb.llama import head_columns, queries_per_key_value_head
 
@@ -29,15 +29,16 @@ def to_stock(model: LlamaForCausalLM) -> LlamaForCausalLM:
     is written down several times. Biases: where one layer has one, all have (zeros), as a stock configuration wants
     it: for o_proj those of q, k and v too, for down_proj those of gate and up.
 
-    Raises: ValueError for an architecture that is not LLaMA's.
+    Raises: ValueError for an architecture that is not LLaMA's, and layers that are not as the config says or no plain
+    linear ones.
     """
-    require_llama(model)
+    require_plain(model)
     groups = [queries_per_key_value_head(layer.self_attn) for layer in model.model.layers]
     heads, key_value_heads = _stock_heads(groups, model.config.hidden_size)
     channels = max(layer.mlp.gate_proj.out_features for layer in model.model.layers)
     biases = [name for name, _ in model.model.layers.named_parameters() if name.endswith("bias")]
     settings = model.config.to_dict()
-    for key in ("model_type", "architectures", "auto_map", *OWN_SETTINGS):
+    for key in ("model_type", "architectures", "auto_map", "quantization_config", *OWN_SETTINGS):
         settings.pop(key, None)
     settings |= {
         "num_attention_heads": heads,
@@ -62,7 +63,7 @@ def to_stock(model: LlamaForCausalLM) -> LlamaForCausalLM:
         for name in ("input_layernorm", "post_attention_layernorm"):
             getattr(target, name).load_state_dict(getattr(layer, name).state_dict())
     stock.generation_config = copy.deepcopy(model.generation_config)
-    return stock.requires_grad_(False).eval()
+    return stock.eval()
 
 
 def padding_cost(model: LlamaForCausalLM, stock: LlamaForCausalLM) -> str:

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from slimllm_nb import calibration, ratios
-from slimllm_nb.checks import require_finite, require_samples, require_whole
+from slimllm_nb.checks import (
+    evaluation_mode,
+    require_batch_size,
+    require_finite,
+    require_ids,
+    require_plain,
+    require_whole,
+)
 from slimllm_nb.evaluation import count_parameters
 from slimllm_nb.methods import MethodLike, as_method
 from slimllm_nb.methods.gradients import gradient_names, loss_gradients
@@ -45,7 +52,7 @@ def prune(
     activation_bytes: int | None = None,
     progress: bool = True,
 ) -> tuple[LlamaForCausalLM, PruningReport]:
-    """Prune a LLaMA; returns a new, smaller model and a report. `model` is left as it is.
+    """Prune a LLaMA; returns a new, smaller model (in evaluation mode; trainable) and a report. `model` stays as it is.
 
     pruning_ratio: mean ratio over the pruned layers, from 0 (an identical model) up to, not including, 1. Or
     target_parameters: the share of the parameters of `target_of` ("model" or "decoder") to be left, above 0 up to 1,
@@ -60,15 +67,18 @@ def prune(
     hidden states and the statistics of one layer.
 
     Raises: ValueError naming the setting, the part or the layer: a setting out of range, a target out of reach, an
-    unknown part or one that returns what it may not, an architecture that is not LLaMA's, samples longer than the
-    model's limit, activations that are not finite.
+    unknown part or one that returns what it may not, an architecture that is not LLaMA's, layers that are not as the
+    config says or no plain linear ones, samples with padding or beyond the model's limit, activations that are not
+    finite.
     """
-    require_samples(model, input_ids, batch_size)
+    require_plain(model)
     require_whole(model)
+    require_ids(model, input_ids)
     target = PruningTarget(pruning_ratio, target_parameters, target_of, pruned_layers, alpha)
     target.check(model)
     settings = Settings(as_method(method), similarity, seed, activation_bytes)
-    return prune_decoder(Layers(model, batch_size), input_ids, target, settings, progress)
+    with evaluation_mode(model):
+        return prune_decoder(Layers(model, batch_size), input_ids, target, settings, progress)
 
 
 @torch.no_grad()
@@ -79,7 +89,8 @@ def layer_similarities(
 
     Raises: ValueError naming the first layer whose activations are not finite.
     """
-    return _values(walk(Layers(model, batch_size), "layer similarity", _similarity_step, input_ids, progress))
+    with evaluation_mode(model):
+        return _values(walk(Layers(model, batch_size), "layer similarity", _similarity_step, input_ids, progress))
 
 
 class Layers:
@@ -87,6 +98,7 @@ class Layers:
     disk.StoredLayers. batch_size: samples at a time; out of memory on an accelerator halves it for good."""
 
     def __init__(self, model: LlamaForCausalLM, batch_size: int):
+        require_batch_size(batch_size)
         self.model, self.batch_size, self.results = model, batch_size, {}
 
     def layer(self, index: int) -> nn.Module:

@@ -27,7 +27,7 @@ def assemble(
 ) -> SlimLlamaForCausalLM:
     """A new model with these decoder layers; embeddings, norms and head are copied from `model`, in their dtype."""
     settings = model.config.to_dict()
-    for key in ("model_type", "architectures", "auto_map", "per_layer_config"):
+    for key in ("model_type", "architectures", "auto_map", "quantization_config", "per_layer_config"):
         settings.pop(key, None)
     config = SlimLlamaConfig(**settings, per_layer_config=dict(enumerate(overrides)))
     config._attn_implementation = model.config._attn_implementation
@@ -45,4 +45,4 @@ def assemble(
     pruned.tie_weights()
     pruned.model.rotary_emb = copy.deepcopy(model.model.rotary_emb)  # its buffers are not in the state dict
     pruned.generation_config = copy.deepcopy(model.generation_config)
-    return pruned.requires_grad_(False).eval()
+    return pruned.eval()

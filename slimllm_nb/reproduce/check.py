@@ -17,23 +17,21 @@ from pathlib import Path
 
 import nbformat
 
+from slimllm_nb.command import command
 from slimllm_nb.files import ROOT
-from slimllm_nb.reproduce.profiles import ProfileError, load_profile, run_folder
+from slimllm_nb.reproduce.profiles import load_profile, run_folder
 
 SECONDS_PER_CELL = 6 * 3600  # a zero-shot cell of a 7B model asks 30,000 questions; a hang ends all the same
 CHECKED = "nbval-check-output"
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m slimllm_nb.reproduce.check", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="embedded", help="a file of data/profiles, or the path of one of your own")
     parser.add_argument("--cell-timeout", type=int, default=SECONDS_PER_CELL, metavar="SECONDS", help="for one cell")
     options = parser.parse_args(arguments)
-    try:
-        profile = load_profile(options.profile)
-    except ProfileError as error:
-        print(f"Nothing was checked: {error}", file=sys.stderr)
-        return 2
+    profile = load_profile(options.profile)
     folder = run_folder(profile.name)
     notebooks = sorted(path for path in folder.glob("*.ipynb") if path.suffixes == [".ipynb"])
     if not notebooks:

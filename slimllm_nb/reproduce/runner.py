@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 import yaml
 
+from slimllm_nb.command import command
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.reproduce import pages, stamps, verdicts
 from slimllm_nb.reproduce.claims import PaperError
@@ -42,6 +43,7 @@ class RunError(RuntimeError):
     """A notebook that failed, or did not leave the result it should."""
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
     options = _parse(arguments)

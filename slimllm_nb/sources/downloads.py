@@ -27,7 +27,7 @@ CACHE_VARIABLE = "SLIMLLM_NB_CACHE"
 DISK_FULL = os.strerror(errno.ENOSPC)
 
 
-class SourceError(RuntimeError):
+class SourceError(ValueError):
     """A model or text cannot be had; the message names the file or setting and what to do."""
 
 

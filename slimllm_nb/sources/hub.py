@@ -30,7 +30,7 @@ def local_copy(kind: str, name: str) -> str:
 
     kind: "models" or "datasets".
     """
-    folder = os.environ.get(HUB_VARIABLE)
+    name, folder = str(Path(name).expanduser()), os.environ.get(HUB_VARIABLE)
     if folder and not Path(name).is_dir() and (path := Path(folder).expanduser().absolute() / kind / name).is_dir():
         return str(path)
     return name

@@ -1,9 +1,10 @@
 """Models and tokenizers: the embedded one, a local folder or a hub id."""
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from slimllm_nb.sources import embedded
@@ -11,6 +12,7 @@ from slimllm_nb.sources.downloads import SourceError
 from slimllm_nb.sources.hub import hub_error, local_copy
 
 EMBEDDED = "embedded"
+FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them
 
 
 def find_device(device: str = "auto") -> torch.device:
@@ -22,7 +24,10 @@ def find_device(device: str = "auto") -> torch.device:
     there = torch.accelerator.current_accelerator(check_available=True)
     if device == "auto":
         return torch.device("cpu") if there is None or there.type == "mps" else there
-    wanted = torch.device(device)
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:  # no device at all: "gpu"
+        raise SourceError(f"device is {device!r}; allowed: auto, cpu, cuda, cuda:1 and their like") from error
     if wanted.type != "cpu" and (there is None or there.type != wanted.type):
         found = "cpu alone" if there is None else f"cpu and {there.type}"
         raise SourceError(f"device is {device!r}, but PyTorch finds {found}; allowed: auto, or one of these")
@@ -41,8 +46,9 @@ def load_model(
     """A LLaMA in evaluation mode: "embedded", a folder with a checkpoint, or a hub id (at `revision`).
 
     dtype: of the weights; "auto": the checkpoint's own. device: see find_device. Folders written by this project
-    (model_type "slim_llama") load as well. Raises SourceError for a checkpoint that is missing, damaged or incomplete,
-    for an architecture other than LLaMA's, and for what the hub refuses (no network, no token, no such revision).
+    (model_type "slim_llama") load as well. Raises: SourceError for a checkpoint that is missing, damaged, incomplete or
+    quantized, or that holds weights which the model has no place for, for an architecture other than LLaMA's, and for
+    what the hub refuses (no network, no token, no such revision).
     """
     device = find_device(str(device))
     # An accelerator gets the weights file by file; the CPU needs no help, and no accelerate.
@@ -53,20 +59,51 @@ def load_model(
             return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **place).eval()
     path, options = _locate(model, revision)
     require_llama_config(model, path, options)
+    weight_shapes(sorted(Path(path).glob("*.safetensors")))
     try:
         loaded, info = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, output_loading_info=True, **place, **options
+            path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **place, **options
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise _problem("model", model, path, revision, error) from error
-    if info["missing_keys"]:  # transformers would go on with random numbers in their place
-        missing = sorted(info["missing_keys"])
-        raise SourceError(f"the checkpoint {model!r} lacks {len(missing)} weights, the first is {missing[0]}")
+    # transformers would go on with random numbers in the place of what is missing or has another shape.
+    for name, found, says in sorted(info["mismatched_keys"]):
+        shapes = f"{name} has shape {tuple(found)}; its config says {tuple(says)}"
+        raise SourceError(f"cannot load the model {model!r}: {shapes}")
+    require_same_weights(model, info["missing_keys"], info["unexpected_keys"])
     return loaded.eval()
 
 
+def require_same_weights(model: str, missing: Collection[str], extra: Collection[str]) -> None:
+    """Raises: SourceError naming the first weight that a checkpoint lacks, or that the model has no place for."""
+    extra = [name for name in extra if not name.endswith("rotary_emb.inv_freq")]  # which old checkpoints hold as well
+    if missing:
+        raise SourceError(f"the checkpoint {model!r} lacks {len(missing)} weights, the first is {min(missing)}")
+    if extra:
+        found = f"holds {len(extra)} weights that a LLaMA with its config has no place for, the first is {min(extra)}"
+        raise SourceError(f"the checkpoint {model!r} {found}: it is of another architecture, or quantized")
+
+
+def weight_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight in these files. Raises: SourceError for weights in float8 or integers, and a damaged
+    file."""
+    shapes = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                found = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+                dtypes = {name: one.get_dtype() for name, one in found.items()}
+                shapes |= {name: tuple(one.get_shape()) for name, one in found.items()}
+        except (SafetensorError, OSError) as error:
+            raise SourceError(f"cannot read {file}: {error}") from error
+        for name, dtype in sorted(dtypes.items()):
+            if dtype not in FLOATS:
+                raise SourceError(f"{file}: {name} is of {dtype}; allowed: {', '.join(FLOATS)} (not quantized)")
+    return shapes
+
+
 def load_tokenizer(model: str = EMBEDDED, *, revision: str | None = None, split_special_tokens: bool = False):
-    """The tokenizer that belongs to `load_model(model)`. Raises SourceError when there is none.
+    """The tokenizer that belongs to `load_model(model)`. Raises: SourceError when there is none.
 
     split_special_tokens: whether what looks like a special token in a text ("<unk>" in Penn Treebank) is read as the
     characters it is made of, not as that token.
@@ -111,4 +148,9 @@ def require_llama_config(model: str, path: str, options: dict) -> None:
     elif model_type != "llama":
         raise SourceError(
             f"{model!r} has model_type {model_type!r}; allowed: 'llama' (or a checkpoint of this project)"
+        )
+    if quantized := config.get("quantization_config"):
+        method = quantized.get("quant_method", "an unknown method")
+        raise SourceError(
+            f"{model!r} is quantized ({method}, its config's quantization_config): take the model that it was made from"
         )
