@@ -47,7 +47,7 @@ def require_plain(model: PreTrainedModel) -> None:
 def _require_linear(module: nn.Module, name: str) -> None:
     kind, weight = type(module), getattr(module, "weight", None)
     if kind is not nn.Linear:
-        package = [one for one in kind.__module__.split(".") if one not in ("layer", "modules", "nn")][-1]
+        package = [one for one in kind.__module__.split(".") if one not in ("layer", "linear", "modules", "nn")][-1]
         adapter = hasattr(module, "base_layer")
         remedy = "merge_and_unload() first" if adapter else "allowed: nn.Linear, so load the model without quantization"
         raise ValueError(f"{name} is {package}.{kind.__name__}: {remedy}")

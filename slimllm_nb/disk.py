@@ -26,7 +26,7 @@ from slimllm_nb.checks import require_fitting, require_ids, require_llama, requi
 from slimllm_nb.comparison import identity
 from slimllm_nb.evaluation.perplexity import negative_log_likelihood, of_sum
 from slimllm_nb.export.checkpoint import require_free, save_checkpoint
-from slimllm_nb.files import replacing, write_text
+from slimllm_nb.files import expanded, replacing, write_text
 from slimllm_nb.methods import MethodLike, as_method
 from slimllm_nb.methods.gradients import gradient_names
 from slimllm_nb.progress import bar as progress_bar
@@ -50,7 +50,7 @@ class StoredModel:
     """
 
     def __init__(self, folder: str | Path, dtype: torch.dtype | str = "auto", device: torch.device | str = "cpu"):
-        self.folder, self.device = Path(folder).expanduser(), torch.device(device)
+        self.folder, self.device = expanded(folder), torch.device(device)
         if not (self.folder / "config.json").is_file():
             raise SourceError(f"{self.folder} has no config.json; allowed: a folder with a LLaMA in safetensors")
         require_llama_config(str(self.folder), str(self.folder), {})
@@ -191,7 +191,7 @@ def prune_checkpoint(
     that holds something else than a checkpoint; ValueError for a method that needs gradients of the whole model, and
     for a disk without room. All before the first layer is computed.
     """
-    source, target, method = Path(source).expanduser(), Path(target).expanduser().absolute(), as_method(method)
+    source, target, method = expanded(source), expanded(target).absolute(), as_method(method)
     if source.resolve() == target.resolve():
         raise ValueError(f"source and target are both {target}; allowed: another folder for what is pruned")
     require_free(target)

@@ -8,6 +8,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def expanded(path: str | Path) -> Path:
+    """With ~ as a shell reads it; what names no user stays as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  Path's own raises RuntimeError there
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; at the end it takes the place of `path`, after an error it is gone.

@@ -187,6 +187,7 @@ def test_rows_that_todays_code_would_not_make_are_counted(name, plan, tmp_path):
     assert kept_ablations(name, plan, tmp_path / "nothing.json") is None
 
 
+@pytest.mark.slow
 def test_a_part_of_a_sweep_replaces_a_part_of_what_is_kept(name, plan, pruned, tmp_path):  # noqa: F811
     path = tmp_path / "kept.json"
     for task in tasks(name, plan):
@@ -236,6 +237,7 @@ def older_still(row):
 CONFIRMED = [(nothing, 6), (rounding, 6), (another_number, 4), (another_size, 5), (older_still, 0)]
 
 
+@pytest.mark.slow
 def test_kept_rows_are_confirmed_by_another_seed(name, plan, tmp_path):
     """Two seeds are kept, as older code measured them; today's has measured the first. Of the six rows of the second,
     those are confirmed whose first seed came out the same and was kept by the same code."""
@@ -258,6 +260,7 @@ def test_kept_rows_are_confirmed_by_another_seed(name, plan, tmp_path):
             assert (kept.measured, kept.confirmed, kept.total) == (6, expected, 12), change.__name__
 
 
+@pytest.mark.slow
 def test_a_sweep_takes_what_is_kept(name, plan, pruned, tmp_path):  # noqa: F811
     path = tmp_path / "kept.json"
     rows = [row for task in tasks(name, plan) for row in measure(task)]

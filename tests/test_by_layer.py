@@ -91,6 +91,7 @@ def walks(monkeypatch):
     return names
 
 
+@pytest.mark.slow
 def test_the_command(profile, folder, tmp_path, capsys, walks):  # noqa: F811
     """All numbers as in memory; what is there is not measured again, nor the dense layers' similarities; a checkpoint
     that loads."""

@@ -216,12 +216,14 @@ def test_a_folder_of_submissions_becomes_a_table(released, tool, tmp_path):
     shutil.copy(tmp_path / "zipped" / "my answers.ipynb", tmp_path / "zipped" / ".ipynb_checkpoints")
     shutil.make_archive(str(tmp_path / "in" / "bob smith"), "zip", tmp_path / "zipped")
     write("partial", ("self.squares / self.count -", "self.squares / (self.count - 1) -"), into="in/alice")
+    (tmp_path / "in" / "carol.zip").write_bytes(b"not a zip file")
     write("elsewhere", ("def cut_into_blocks", "import os; os.chdir('..')\\n\",\n    \"def cut_into_blocks"))
     (tmp_path / "in" / "broken.ipynb").write_text("{ not a notebook", encoding="utf-8")
     (tmp_path / "in" / "other.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook()), encoding="utf-8")
     table = tool.grade_folder(tmp_path / "in", folder.parent, timeout=400).set_index("submission")
     assert table.points.to_dict() == {
         "broken.ipynb": 0,
+        "carol": 0,
         "elsewhere.ipynb": 0,
         "empty.ipynb": 0,
         "bob smith": 16,
@@ -233,6 +235,7 @@ def test_a_folder_of_submissions_becomes_a_table(released, tool, tmp_path):
     assert reasons["elsewhere.ipynb"].startswith("no test ran: ")
     assert reasons["alice"].startswith("q4: AssertionError: covariance of (1, 2) and (3, 6): expected [[1.0, 2.0]")
     assert "and 2 more" in reasons["alice"]
+    assert reasons["carol"] == "holds no notebook (*.ipynb), or cannot be unpacked"
     assert reasons["broken.ipynb"].startswith("not a notebook")
     assert reasons["other.ipynb"] == "not a notebook of this course: it names no assignment"
     start = time.perf_counter()

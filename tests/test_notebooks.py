@@ -151,6 +151,7 @@ def test_differences_of_metrics_are_named():
         differences({"seconds": 1.0}, {"seconds": 1.0})
 
 
+@pytest.mark.slow
 def test_no_verdict_changes_within_the_tolerances():
     """Else a machine that rounds differently would pass here and fail where the verdicts are compared."""
     embedded = load_profile("embedded")

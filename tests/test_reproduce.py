@@ -33,7 +33,7 @@ from workplace import CLAIMS, PARAMETERS, write_notebook
 def test_a_wrong_setting_is_refused(options, message, workplace, capsys):
     write_notebook(workplace.notebooks, "01_first")
     assert workplace.main(*options) == 2
-    assert re.search("Nothing was run: .*" + message, capsys.readouterr().err)
+    assert re.search("Stopped: .*" + message, capsys.readouterr().err)
     assert not workplace.runs.exists()
 
 

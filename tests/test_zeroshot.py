@@ -108,6 +108,7 @@ def test_continuations_are_held_out_and_come_next():
 # --- lm-eval --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_dense_embedded_model(tokenizer):
     table = zeroshot(load_model(), tokenizer, ("analogies",), limit=40, progress=False)
     assert list(table.columns) == ["task", "metric", "accuracy", "standard error", "chance", "majority", "questions"]

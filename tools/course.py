@@ -22,6 +22,7 @@ import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import jupytext
@@ -117,7 +118,9 @@ _releasing = threading.Lock()
 
 
 def assignment_of(notebook: Path) -> str:
-    """Which assignment a notebook answers. Raises: CourseError for a file that is no notebook, or none of ours."""
+    """Which assignment a notebook answers. Raises: CourseError for what is no notebook, or none of ours."""
+    if notebook.is_dir():
+        raise CourseError("holds no notebook (*.ipynb), or cannot be unpacked")
     try:
         nb = nbformat.read(notebook, as_version=4)
         name = nb.metadata["otter"]["assignment_name"]
@@ -132,21 +135,21 @@ def assignment_of(notebook: Path) -> str:
 
 def hand_ins(folder: Path, unpacked: Path) -> list[tuple[str, Path]]:
     """(name, notebook) of all that was handed in: a notebook by its own name, one in a student's folder or zip file by
-    the name of that. Zip files are unpacked below `unpacked`. Raises: CourseError for a folder without any."""
+    the name of that; a folder or zip file without any by itself. Zip files are unpacked below `unpacked`. Raises:
+    CourseError where nothing was handed in."""
     found = [(path.name, path) for path in folder.glob("*.ipynb") if path.is_file()]
     for path in folder.iterdir():
         inside, name = path, path.name
         if path.suffix == ".zip":
             inside, name = unpacked / path.name, path.stem
-            try:
-                with zipfile.ZipFile(path) as zipped:
-                    zipped.extractall(inside)
-            except (zipfile.BadZipFile, OSError) as error:
-                raise CourseError(f"{path} cannot be unpacked: {error}") from error
-        if inside.is_dir():
+            inside.mkdir()
+            with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as zipped:
+                zipped.extractall(inside)
+        if inside.is_dir() and name not in LEFT_OUT:
             notebooks = inside.rglob("*.ipynb")
-            found += [(name, one) for one in notebooks if not LEFT_OUT & {*one.relative_to(inside).parts}]
-    if not found:
+            ours = [(name, one) for one in notebooks if not LEFT_OUT & {*one.relative_to(inside).parts}]
+            found += ours or [(name, inside)]  # which gets a line that says so
+    if not any(path.is_file() for _, path in found):
         raise CourseError(f"{folder} holds no notebooks (*.ipynb), no folders that hold some, and no zip files")
     return sorted(found)
 

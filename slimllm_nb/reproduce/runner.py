@@ -26,11 +26,10 @@ import yaml
 from slimllm_nb.command import command
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.reproduce import pages, stamps, verdicts
-from slimllm_nb.reproduce.claims import PaperError
 from slimllm_nb.reproduce.cost import CostError, TooLargeError, announce
 from slimllm_nb.reproduce.dense import ALLOW, explain
 from slimllm_nb.reproduce.follow import followed
-from slimllm_nb.reproduce.profiles import Profile, ProfileError, is_path, load_profile, run_folder
+from slimllm_nb.reproduce.profiles import Profile, is_path, load_profile, run_folder
 
 SET_BY_RUNNER = {"profile": "--profile", "output_folder": "the environment variable SLIMLLM_NB_RUNS"}
 
@@ -47,17 +46,13 @@ class RunError(RuntimeError):
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
     options = _parse(arguments)
-    try:
-        # The notebooks run in another folder than the command.
-        chosen = str(Path(options.profile).absolute()) if is_path(options.profile) else options.profile
-        profile = load_profile(chosen)
-        notebooks = _find_notebooks(options.notebooks)
-        parameters = _check_parameters(notebooks, options.parameters, chosen)
-        # Also reads every notebook, module and claim: what is wrong with them is said now.
-        digests = {name: stamps.digest(path, profile, parameters[name]) for name, path in notebooks.items()}
-    except (ProfileError, SettingError, stamps.NotebookError, PaperError) as error:
-        print(f"Nothing was run: {error}", file=sys.stderr)
-        return 2
+    # The notebooks run in another folder than the command.
+    chosen = str(Path(options.profile).absolute()) if is_path(options.profile) else options.profile
+    profile = load_profile(chosen)
+    notebooks = _find_notebooks(options.notebooks)
+    parameters = _check_parameters(notebooks, options.parameters, chosen)
+    # Also reads every notebook, module and claim: what is wrong with them is said now.
+    digests = {name: stamps.digest(path, profile, parameters[name]) for name, path in notebooks.items()}
     folder = run_folder(profile.name)
     try:
         if options.by_layer:
@@ -80,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{line}: {seconds:.1f} s", flush=True)
         return _conclude(list(notebooks), folder, profile)
     except CostError as error:
-        print(f"Nothing was run: {error}", file=sys.stderr)
+        print(f"Stopped: {error}", file=sys.stderr)
         return 2
     except RunError as error:
         print(f"FAILED: {error}", file=sys.stderr)

@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from slimllm_nb.files import expanded
 from slimllm_nb.sources.downloads import SourceError
 
 HUB_VARIABLE = "SLIMLLM_NB_HUB"
@@ -30,7 +31,7 @@ def local_copy(kind: str, name: str) -> str:
 
     kind: "models" or "datasets".
     """
-    name, folder = str(Path(name).expanduser()), os.environ.get(HUB_VARIABLE)
+    name, folder = str(expanded(name)), os.environ.get(HUB_VARIABLE)
     if folder and not Path(name).is_dir() and (path := Path(folder).expanduser().absolute() / kind / name).is_dir():
         return str(path)
     return name
