@@ -34,7 +34,7 @@ quick: lint ## lint, then every test that is quick and executes no notebook
 	$(PYTHON) -m pytest -n auto -m "not slow and not notebook"
 
 test: lint ## lint, then all tests, the notebooks' outputs among them
-	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadgroup
+	$(PYTHON) -m pytest -n auto --maxprocesses 4
 
 check: setup ## run a profile's executed notebooks again on a copy and compare the checked cells [PROFILE=embedded]
 	$(PYTHON) -m slimllm_nb.reproduce.check --profile "$(PROFILE)"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
@@ -26,7 +26,7 @@ from slimllm_nb.checks import require_fitting, require_ids, require_llama, requi
 from slimllm_nb.comparison import identity
 from slimllm_nb.evaluation.perplexity import negative_log_likelihood, of_sum
 from slimllm_nb.export.checkpoint import require_free, save_checkpoint
-from slimllm_nb.files import expanded, replacing, write_text
+from slimllm_nb.files import expanded, replacing, require_room, write_text
 from slimllm_nb.methods import MethodLike, as_method
 from slimllm_nb.methods.gradients import gradient_names
 from slimllm_nb.progress import bar as progress_bar
@@ -86,8 +86,7 @@ class StoredModel:
         if (self.folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
             names = json.loads((self.folder / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
         elif (self.folder / SAFE_WEIGHTS_NAME).is_file():
-            with _opened(self.folder / SAFE_WEIGHTS_NAME) as opened:
-                names = dict.fromkeys(opened.keys(), SAFE_WEIGHTS_NAME)
+            names = dict.fromkeys(weight_shapes([self.folder / SAFE_WEIGHTS_NAME]), SAFE_WEIGHTS_NAME)
         else:
             allowed = f"neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}; allowed: weights in safetensors"
             raise SourceError(f"{self.folder} has {allowed}")
@@ -101,27 +100,18 @@ class StoredModel:
         if self.skeleton.config.tie_word_embeddings:
             for shapes in (expected, found):
                 shapes.pop("lm_head.weight", None)
-        require_same_weights(str(self.folder), expected.keys() - found.keys(), found.keys() - expected.keys())
-        for name, shape in expected.items():
-            if found[name] != shape:
-                says = f"{name} has shape {found[name]}; its config says {shape}"
-                raise SourceError(f"cannot load the model {str(self.folder)!r}: {says}")
+        missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
+        other = [(name, found[name], expected[name]) for name in expected.keys() - missing]
+        require_same_weights(str(self.folder), missing, extra, [one for one in other if one[1] != one[2]])
 
     def _read(self, names: set[str], device: str, dtype: torch.dtype | None) -> dict[str, Tensor]:
         """These weights; dtype: None for the file's own. On the CPU they are memory-mapped where it is that."""
         tensors = {}
         for file in sorted({self._file_of[name] for name in names}):
-            with _opened(file, device) as opened:
+            with safe_open(file, framework="pt", device=device) as opened:
                 here = [name for name in sorted(names) if self._file_of[name] == file]
                 tensors |= {name: opened.get_tensor(name).to(dtype) for name in here}
         return tensors
-
-
-def _opened(file: Path, device: str = "cpu"):
-    try:
-        return safe_open(file, framework="pt", device=device)
-    except (SafetensorError, OSError) as error:
-        raise SourceError(f"cannot read {file}: {error}") from error
 
 
 class StoredLayers(Layers):
@@ -205,7 +195,7 @@ def prune_checkpoint(
     tokenizer = load_tokenizer(str(source))
     require_fitting(stored.skeleton, tokenizer)
     folder = target.with_name(f".{target.name}.work")
-    _require_room(folder, 2 * sum(one.numel() for one in stored.skeleton.parameters()) * stored.dtype.itemsize)
+    require_room(folder, 2 * sum(one.numel() for one in stored.skeleton.parameters()) * stored.dtype.itemsize)
     key = {
         "source": identity.of_files(stored.folder.glob("*")),
         "computed": [str(stored.dtype), stored.device.type],
@@ -220,18 +210,6 @@ def prune_checkpoint(
     save_checkpoint(pruned, tokenizer, target, report=report, max_shard_size=max_shard_size, **card)
     shutil.rmtree(folder)
     return report
-
-
-def _require_room(folder: Path, size: int) -> None:
-    """Raises: ValueError unless the disk has room for so many bytes, those counted that are in the folder already."""
-    there, place = sum(path.stat().st_size for path in folder.glob("*")), folder
-    while not place.exists():
-        place = place.parent
-    if (free := shutil.disk_usage(place).free) + there < size:
-        raise ValueError(
-            f"{place} has {free / 1e9:.1f} GB free; the finished layers and the checkpoint made of them may take "
-            f"{(size - there) / 1e9:.1f} GB: give a target on another disk"
-        )
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Where the repository lies, and files that appear whole or not at all."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,3 +33,15 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def require_room(folder: Path, size: int) -> None:
+    """Raises: ValueError unless the disk has room for so many bytes, those counted that are in the folder already."""
+    there, place = sum(path.stat().st_size for path in folder.glob("*")), folder
+    while not place.exists():
+        place = place.parent
+    if (free := shutil.disk_usage(place).free) + there < size:
+        raise ValueError(
+            f"{place} has {free / 1e9:.1f} GB free; the finished layers and the checkpoint made of them may take "
+            f"{(size - there) / 1e9:.1f} GB: give a target on another disk"
+        )

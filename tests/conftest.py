@@ -18,6 +18,22 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from workplace import Workplace  # noqa: E402
 
+TOGETHER = ("test_course.py", "test_stand_in.py")  # files whose first test makes what the others take
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """What is made once is made by one worker: these files, and the tests of one notebook; every other test is free."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            if file.endswith("test_notebooks.py") and "[" in test:
+                return test.partition("[")[2]
+            return file if file.endswith(TOGETHER) else nodeid
+
+    return Together(config, log)
+
 
 @pytest.fixture
 def generator() -> torch.Generator:

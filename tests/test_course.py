@@ -18,7 +18,7 @@ from slimllm_nb.comparison.kept import kept_ablations
 from slimllm_nb.files import ROOT
 from slimllm_nb.reproduce.profiles import load_profile
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("course")]  # released once
+pytestmark = pytest.mark.slow
 LOADED = {name: functools.cache(getattr(package_sources, name)) for name in ("load_model", "load_tokenizer")}
 
 

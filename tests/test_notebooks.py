@@ -85,7 +85,7 @@ def runs(tmp_path_factory):
         weights.unlink()
 
 
-@pytest.fixture(scope="module", params=[pytest.param(one, marks=pytest.mark.xdist_group(one)) for one in NOTEBOOKS])
+@pytest.fixture(scope="module", params=NOTEBOOKS)
 def checked(request, runs):
     notebook = ROOT / "notebooks" / f"{request.param}.ipynb"
     assert notebook.is_file(), f"{notebook.relative_to(ROOT)} is missing"

@@ -25,7 +25,7 @@ from slimllm_nb.reproduce.profiles import PROFILES
 from slimllm_nb.sources.hub import HUB_VARIABLE
 from workplace import write_notebook
 
-pytestmark = [pytest.mark.notebook, pytest.mark.xdist_group("stand-in")]
+pytestmark = pytest.mark.notebook
 SAVE = """
 from slimllm_nb import reproduce
 settings = reproduce.load_profile(profile)

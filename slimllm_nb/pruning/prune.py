@@ -15,15 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from slimllm_nb import calibration, ratios
-from slimllm_nb.checks import (
-    evaluation_mode,
-    require_batch_size,
-    require_finite,
-    require_ids,
-    require_plain,
-    require_whole,
-)
+from slimllm_nb import calibration, checks, ratios
 from slimllm_nb.evaluation import count_parameters
 from slimllm_nb.methods import MethodLike, as_method
 from slimllm_nb.methods.gradients import gradient_names, loss_gradients
@@ -71,13 +63,13 @@ def prune(
     config says or no plain linear ones, samples with padding or beyond the model's limit, activations that are not
     finite.
     """
-    require_plain(model)
-    require_whole(model)
-    require_ids(model, input_ids)
+    checks.require_plain(model)
+    checks.require_whole(model)
+    checks.require_ids(model, input_ids)
     target = PruningTarget(pruning_ratio, target_parameters, target_of, pruned_layers, alpha)
     target.check(model)
     settings = Settings(as_method(method), similarity, seed, activation_bytes)
-    with evaluation_mode(model):
+    with checks.evaluation_mode(model):
         return prune_decoder(Layers(model, batch_size), input_ids, target, settings, progress)
 
 
@@ -89,7 +81,7 @@ def layer_similarities(
 
     Raises: ValueError naming the first layer whose activations are not finite.
     """
-    with evaluation_mode(model):
+    with checks.evaluation_mode(model):
         return _values(walk(Layers(model, batch_size), "layer similarity", _similarity_step, input_ids, progress))
 
 
@@ -98,7 +90,7 @@ class Layers:
     disk.StoredLayers. batch_size: samples at a time; out of memory on an accelerator halves it for good."""
 
     def __init__(self, model: LlamaForCausalLM, batch_size: int):
-        require_batch_size(batch_size)
+        checks.require_batch_size(batch_size)
         self.model, self.batch_size, self.results = model, batch_size, {}
 
     def layer(self, index: int) -> nn.Module:
@@ -184,7 +176,7 @@ def _similarity_step(layer, batches, context, index: int) -> tuple[float, dict]:
     for batch in batches:
         output = layer(batch, **context(batch))
         similarity = ratios.layer_similarity(batch.flatten(0, 1), output.flatten(0, 1))
-        require_finite(similarity, f"decoder layer {index}")
+        checks.require_finite(similarity, f"decoder layer {index}")
         total += similarity.item() * len(batch)  # every sample has the same number of tokens
         batch.copy_(output)
     return total / sum(map(len, batches)), {}

@@ -10,28 +10,23 @@ import json
 import sys
 import time
 
+from slimllm_nb.command import command
 from slimllm_nb.files import write_text
 from slimllm_nb.reproduce.clues import find_clues
-from slimllm_nb.reproduce.profiles import Profile, ProfileError, load_profile, run_folder
+from slimllm_nb.reproduce.profiles import Profile, load_profile, run_folder
 from slimllm_nb.reproduce.published import NOTEBOOK
 from slimllm_nb.reproduce.verdicts import FAILS, Verdict, judge
 
 ALLOW = "ALLOW_DENSE_MISMATCH"
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m slimllm_nb.reproduce.dense", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", required=True, help="a file of data/profiles, or the path of one of your own")
     options = parser.parse_args(arguments)
-    from slimllm_nb.evaluation.zeroshot import ZeroShotError
-    from slimllm_nb.sources import SourceError
-
-    try:
-        profile = load_profile(options.profile)
-        content = measure(profile)
-    except (ProfileError, SourceError, ZeroShotError, ValueError) as error:
-        print(f"The dense model was not measured: {error}", file=sys.stderr)
-        return 2
+    profile = load_profile(options.profile)
+    content = measure(profile)
     write_text(run_folder(profile.name) / "dense.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return 0
 

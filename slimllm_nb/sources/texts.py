@@ -20,7 +20,7 @@ def load_texts(corpus: str, split: str, own: Mapping[str, TextSource] | None = N
 
     corpus: an embedded one, one of data/corpora.yaml, or one of your `own` (a profile's `texts`). split: of the
     embedded ones, which half (embedded_texts; "hamlet" is held out whole); the others are one split as they are, and
-    are refused by a profile that would both calibrate and evaluate on them. Raises SourceError for unknown names and
+    are refused by a profile that would both calibrate and evaluate on them. Raises: SourceError for unknown names and
     for what cannot be loaded.
     """
     if split not in SPLITS:
