@@ -21,6 +21,7 @@ from workplace import Workplace  # noqa: E402
 TOGETHER = ("test_course.py", "test_stand_in.py")  # files whose first test makes what the others take
 
 
+@pytest.hookimpl(optionalhook=True)  # some tests run pytest without xdist
 def pytest_xdist_make_scheduler(config, log):
     """What is made once is made by one worker: these files, and the tests of one notebook; every other test is free."""
     from xdist.scheduler import LoadScopeScheduling
