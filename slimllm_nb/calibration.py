@@ -52,10 +52,10 @@ def windows(
 
 
 def _tokenized(texts, tokenizer, num_samples: int, length: int) -> list[list[int]]:
-    require_texts(texts)
+    texts = require_texts(texts)
     if num_samples < 1 or length < 2:
         raise ValueError(f"num_samples is {num_samples} and length {length}; allowed: at least 1 and at least 2")
-    return tokenizer(list(texts))["input_ids"] if len(texts) else []
+    return tokenizer(texts)["input_ids"] if texts else []
 
 
 def embed(model: LlamaForCausalLM, input_ids: Int[Tensor, "samples length"]) -> Float[Tensor, "samples length hidden"]:

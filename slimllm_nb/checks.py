@@ -1,6 +1,6 @@
 """What is asked of a model, a tokenizer and samples before anything is done with them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -82,11 +82,14 @@ def require_length(model: PreTrainedModel, length: int, what: str) -> None:
         raise ValueError(f"{what} has {length} tokens; the model's limit is {limit}: give shorter sequences")
 
 
-def require_texts(texts: Sequence[str]) -> None:
-    """Raises: ValueError for one string in the place of several, whose characters would be taken for texts."""
-    if isinstance(texts, str) or not all(isinstance(one, str) for one in texts):
-        found = "one string" if isinstance(texts, str) else f"a {type(texts).__name__} of other things than strings"
-        raise ValueError(f"texts is {found}; allowed: a list of strings, one for each document")
+def require_texts(texts: Iterable[str]) -> list[str]:
+    """The texts as a list. Raises: ValueError for one string in the place of several, whose characters would be taken
+    for texts."""
+    found = [] if isinstance(texts, str) else list(texts)
+    if isinstance(texts, str) or not all(isinstance(one, str) for one in found):
+        says = "one string" if isinstance(texts, str) else f"a {type(texts).__name__} of other things than strings"
+        raise ValueError(f"texts is {says}; allowed: a list of strings, one for each document")
+    return found
 
 
 def require_ids(model: PreTrainedModel, input_ids: Int[Tensor, "samples length"], what: str = "input_ids") -> None:

@@ -22,7 +22,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from slimllm_nb import calibration
-from slimllm_nb.checks import require_fitting, require_ids, require_llama, require_plain
+from slimllm_nb.checks import require_fitting, require_ids, require_llama
 from slimllm_nb.comparison import identity
 from slimllm_nb.evaluation.perplexity import negative_log_likelihood, of_sum
 from slimllm_nb.export.checkpoint import require_free, save_checkpoint
@@ -188,7 +188,6 @@ def prune_checkpoint(
     if gradient_names(method):
         raise ValueError(f"method {method.name} asks for gradients, which need the whole model in memory: use prune()")
     stored = StoredModel(source, dtype, find_device(device))
-    require_plain(stored.skeleton)
     require_ids(stored.skeleton, input_ids)
     amount = PruningTarget(pruning_ratio, target_parameters, target_of, pruned_layers, alpha)
     amount.check(stored.skeleton)

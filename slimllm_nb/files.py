@@ -35,11 +35,14 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def existing(path: Path) -> Path:
+    """The folder, or the first one above it that exists."""
+    return next(one for one in (path, *path.absolute().parents) if one.exists())
+
+
 def require_room(folder: Path, size: int) -> None:
     """Raises: ValueError unless the disk has room for so many bytes, those counted that are in the folder already."""
-    there, place = sum(path.stat().st_size for path in folder.glob("*")), folder
-    while not place.exists():
-        place = place.parent
+    there, place = sum(path.stat().st_size for path in folder.glob("*")), existing(folder)
     if (free := shutil.disk_usage(place).free) + there < size:
         raise ValueError(
             f"{place} has {free / 1e9:.1f} GB free; the finished layers and the checkpoint made of them may take "

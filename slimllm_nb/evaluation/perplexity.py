@@ -26,7 +26,7 @@ def token_blocks(
     """
     if block_length < 2:
         raise ValueError(f"block_length is {block_length}; allowed: at least 2 (a token and the next one)")
-    require_texts(texts)
+    texts = require_texts(texts)
     # The whole corpus is one sequence on purpose; the tokenizer need not warn that it is longer than the model allows.
     ids = tokenizer("\n\n".join(texts), return_tensors="pt", verbose=False)["input_ids"][0]
     tokens = len(ids) if max_tokens is None else min(len(ids), max_tokens)

@@ -44,14 +44,14 @@ def prune_layer(
     num_heads, num_channels = removed_counts(widths, *ratios)
 
     attention = Attention(layer, batches, index, settings, context)
-    heads, tensors, report = _prune(attention, method.head_score, method.head_selection, method.recovery, num_heads)
+    heads, tensors, report = _prune(attention, method.head_parts, num_heads)
     del attention  # and what enters o_proj
 
     if removal is not None:
         gone = _parameters(layer.self_attn.state_dict()) - _parameters(tensors)
         num_channels = channels_for(layer, removal - gone, method.recovery.adds_bias)
-    parts, mlp = (method.channel_score, method.channel_selection, method.recovery), Mlp(layer, batches, index, settings)
-    channels, mlp_tensors, mlp_report = _prune(mlp, *parts, num_channels)
+    mlp = Mlp(layer, batches, index, settings)
+    channels, mlp_tensors, mlp_report = _prune(mlp, method.channel_parts, num_channels)
 
     tensors |= mlp_tensors
     tensors |= {name: one.clone() for name, one in layer.state_dict().items() if "norm" in name.split(".")[0]}
@@ -92,17 +92,17 @@ def _scores(sublayer: Sublayer, statistics: dict, score: Part) -> Tensor:
 
 
 def _prune(
-    sublayer: Sublayer, score: Part, selection: Part, recovery: Part, num_pruned: int
+    sublayer: Sublayer, parts: list[Part], num_pruned: int
 ) -> tuple[Int[Tensor, "kept"], dict[str, Tensor], dict]:
     """What is kept, the new tensors, and the lines of the report."""
     if num_pruned == 0:
         _move_on(sublayer, None, weight := sublayer.weight.clone(), bias := sublayer.projection.bias)
         kept = torch.arange(sublayer.count, device=weight.device)
         return kept, sublayer.cut(kept, weight, None if bias is None else bias.clone()), {}
-    parts = [score, selection, recovery] if "scores" in selection.needs else [selection, recovery]
+    *score, selection, recovery = parts
     statistics = gather(sublayer, {name for part in parts for name in part.needs}) | {"num_pruned": num_pruned}
-    if score in parts:
-        statistics["scores"] = _scores(sublayer, statistics, score)
+    if score:
+        statistics["scores"] = _scores(sublayer, statistics, *score)
     kept = checked_choice(selection, selection(statistics), sublayer.count, num_pruned, sublayer.where)
     columns = sublayer.columns(kept := kept.to(sublayer.weight.device))
     weight, bias, report = _recover(sublayer, statistics, columns, recovery)

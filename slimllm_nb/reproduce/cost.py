@@ -5,17 +5,16 @@ that is written here, and is called one.
 """
 
 import errno
-import json
 import math
 import os
 import shutil
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from slimllm_nb.corpora import find_corpus
+from slimllm_nb.files import existing
 from slimllm_nb.reproduce.profiles import Profile
 
 GB = 1e9
@@ -27,7 +26,7 @@ FLOPS = {"cpu": 5e10, "accelerator": 6e13}
 EMBEDDED = {"download": 0.12, "memory": 4.0, "disk": 1.5, "minutes": 6}  # minutes: measured on two cores; sizes: bounds
 
 
-class CostError(RuntimeError):
+class CostError(ValueError):
     """The machine has too little disk or memory for a run, or its model cannot be reached."""
 
 
@@ -59,10 +58,10 @@ def announce(profile: Profile, folder: Path) -> str:
     on_device = profile.model != "embedded" and _accelerator(profile.device)
     needed = estimate(profile, bool(on_device))
     wanted = {folder: needed.disk, _cache(profile): needed.download}
-    disks = {place: _existing(place).stat().st_dev for place in wanted}
+    disks = {place: existing(place).stat().st_dev for place in wanted}
     for place in wanted:
         gigabytes = sum(size for other, size in wanted.items() if disks[other] == disks[place])
-        free = shutil.disk_usage(_existing(place)).free / GB
+        free = shutil.disk_usage(existing(place)).free / GB
         if free < gigabytes:
             raise CostError(
                 f"{os.strerror(errno.ENOSPC)}: profile {profile.name} needs {gigabytes:.1f} GB in {place}, and "
@@ -144,16 +143,12 @@ def _size(profile: Profile) -> tuple[int, float]:
 
 def count_parameters(folder: Path) -> int:
     """Parameters of the safetensors files in a folder, from their headers. CostError where there are none."""
+    from slimllm_nb.sources.models import weight_shapes
+
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise CostError(f"{folder} has no *.safetensors file")
-    total = 0
-    for path in files:
-        with path.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
-        total += sum(math.prod(one["shape"]) for name, one in header.items() if name != "__metadata__")
-    return total
+    return sum(math.prod(shape) for shape in weight_shapes(files).values())
 
 
 def _cached(profile: Profile) -> bool:
@@ -187,8 +182,3 @@ def _cache(profile: Profile) -> Path:
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME)
-
-
-def _existing(path: Path) -> Path:
-    """The folder, or the first one above it that exists."""
-    return next(one for one in (path, *path.absolute().parents) if one.exists())

@@ -26,7 +26,7 @@ import yaml
 from slimllm_nb.command import command
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.reproduce import pages, stamps, verdicts
-from slimllm_nb.reproduce.cost import CostError, TooLargeError, announce
+from slimllm_nb.reproduce.cost import TooLargeError, announce
 from slimllm_nb.reproduce.dense import ALLOW, explain
 from slimllm_nb.reproduce.follow import followed
 from slimllm_nb.reproduce.profiles import Profile, is_path, load_profile, run_folder
@@ -74,9 +74,6 @@ def main(arguments: list[str] | None = None) -> int:
             seconds = _run(path, folder, profile.name, parameters[name], digests[name])
             print(f"{line}: {seconds:.1f} s", flush=True)
         return _conclude(list(notebooks), folder, profile)
-    except CostError as error:
-        print(f"Stopped: {error}", file=sys.stderr)
-        return 2
     except RunError as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1
@@ -88,11 +85,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _by_layer(profile: Profile, folder: Path) -> int:
     """Prune and measure without notebooks; 1 when an expected claim does not hold."""
     from slimllm_nb.reproduce import by_layer
-    from slimllm_nb.sources import SourceError
 
     try:
         judged = by_layer.run(profile, folder)
-    except (SourceError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise RunError(str(error)) from error
     return 1 if any(one.fails_run for one in judged) else 0
 

@@ -59,6 +59,7 @@ def load_model(
             return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **place).eval()
     path, options = _locate(model, revision)
     require_llama_config(model, path, options)
+    # transformers would read float8 as numbers, without the scales that belong to them.
     weight_shapes(sorted(Path(path).glob("*.safetensors")))
     try:
         loaded, info = AutoModelForCausalLM.from_pretrained(
