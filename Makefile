@@ -16,9 +16,12 @@ ENVIRONMENT := $(or $(VIRTUAL_ENV),$(CONDA),.venv)
 PYTHON := "$(ENVIRONMENT)/bin/python"
 # The notebooks' kernel is the environment's own, even where the user has installed another of the same name.
 export JUPYTER_PREFER_ENV_PATH := 1
+ifeq ($(origin DEVICE),command line)
+export SLIMLLM_NB_DEVICE := $(DEVICE)
+endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce quick test check compare ablations zeroshot gguf lab notebooks reference bench results course assignments grade lint lock clean
+.PHONY: help setup reproduce quick test check compare ablations zeroshot gguf lab notebooks reference bench results course sentencepiece assignments grade lint lock clean
 
 help: ## list these targets
 	@echo "make TARGET, with the environment $(ENVIRONMENT):"
@@ -27,7 +30,7 @@ help: ## list these targets
 setup: ## make or complete the environment from requirements.lock (hash-checked); a second time does nothing
 	@sh tools/setup.sh "$(ENVIRONMENT)"
 
-reproduce: setup ## run the notebooks and judge the paper's claims [PROFILE=embedded]; goes on where it stopped
+reproduce: setup ## run the notebooks and judge the paper's claims [PROFILE=embedded DEVICE=cpu, cuda, ...]; goes on where it stopped
 	$(PYTHON) -m slimllm_nb.reproduce --profile "$(PROFILE)"
 
 quick: lint ## lint, then every test that is quick and executes no notebook
@@ -70,6 +73,9 @@ results: setup ## write README's tables from what data/ablations keeps
 
 course: setup ## add what the assignments need to the environment
 	@$(PYTHON) -m uv pip install --quiet --python $(PYTHON) --require-hashes -r requirements-course.lock
+
+sentencepiece: setup ## add what converting a SentencePiece tokenizer (Vicuna's) needs to the environment
+	@$(PYTHON) -m uv pip install --quiet --python $(PYTHON) --require-hashes -r requirements-sentencepiece.lock
 
 assignments: course ## write the assignments' releases, solutions and autograder files to runs/course
 	$(PYTHON) tools/course.py release

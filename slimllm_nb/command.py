@@ -13,7 +13,7 @@ def command(main: Callable[[list[str] | None], int]) -> Callable[[list[str] | No
     def wrapped(arguments: list[str] | None = None) -> int:
         try:
             return main(arguments)
-        except (ValueError, OSError) as error:  # the package's own errors are kinds of ValueError
+        except (ValueError, OSError, MemoryError) as error:  # the package's own errors are kinds of ValueError
             print(f"Stopped: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:

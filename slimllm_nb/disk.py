@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from slimllm_nb import calibration
 from slimllm_nb.checks import require_fitting, require_ids, require_llama
 from slimllm_nb.comparison import identity
+from slimllm_nb.devices import find_device, in_batches
 from slimllm_nb.evaluation.perplexity import negative_log_likelihood, of_sum
 from slimllm_nb.export.checkpoint import require_free, save_checkpoint
 from slimllm_nb.files import expanded, replacing, require_room, write_text
@@ -35,7 +35,7 @@ from slimllm_nb.pruning.prune import Layers, prune_decoder
 from slimllm_nb.pruning.report import PruningReport
 from slimllm_nb.pruning.sublayers import Settings
 from slimllm_nb.sources import SourceError, load_tokenizer
-from slimllm_nb.sources.models import find_device, require_llama_config, require_same_weights, weight_shapes
+from slimllm_nb.sources.models import require_llama_config, require_same_weights, weight_files, weight_shapes
 
 HIDDEN_BYTES = 1 << 30  # hidden states that wait in memory for perplexity; more blocks read the layers once more
 
@@ -62,7 +62,7 @@ class StoredModel:
         self.skeleton.config.name_or_path = str(self.folder)
         if (self.folder / "generation_config.json").is_file():
             self.skeleton.generation_config = GenerationConfig.from_pretrained(self.folder)
-        self._file_of = self._files()
+        self._file_of = weight_files(self.folder)
         self._check()
         self.skeleton.model.rotary_emb = LlamaRotaryEmbedding(config).to(self.device)  # its buffers are in no file
         outside = {name for name in self._file_of if not name.startswith("model.layers.")}
@@ -80,19 +80,6 @@ class StoredModel:
     def embed(self, input_ids: Int[Tensor, "samples length"]) -> Float[Tensor, "samples length hidden"]:
         weight = self.skeleton.model.embed_tokens.weight
         return nn.functional.embedding(input_ids.to(weight.device), weight).to(self.device, self.dtype)
-
-    def _files(self) -> dict[str, Path]:
-        """The file of every weight."""
-        if (self.folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
-            names = json.loads((self.folder / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
-        elif (self.folder / SAFE_WEIGHTS_NAME).is_file():
-            names = dict.fromkeys(weight_shapes([self.folder / SAFE_WEIGHTS_NAME]), SAFE_WEIGHTS_NAME)
-        else:
-            allowed = f"neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}; allowed: weights in safetensors"
-            raise SourceError(f"{self.folder} has {allowed}")
-        if missing := sorted({name for name in names.values() if not (self.folder / name).is_file()}):
-            raise SourceError(f"{self.folder} lacks {len(missing)} of its files of weights, the first is {missing[0]}")
-        return {name: self.folder / file for name, file in names.items()}
 
     def _check(self) -> None:
         expected = {name: tuple(one.shape) for name, one in self.skeleton.state_dict().items()}
@@ -230,19 +217,29 @@ def checkpoint_perplexity(
     stored = StoredModel(folder, dtype, find_device(device))
     for corpus, ids in blocks.items():
         require_ids(stored.skeleton, ids, f"blocks of {corpus}")
-    norm, head = (one.to(stored.device, stored.dtype) for one in (stored.skeleton.model.norm, stored.skeleton.lm_head))
-    context, found = partial(calibration.layer_context, stored.skeleton), {}
+    found, token_bytes = {}, stored.dtype.itemsize * stored.skeleton.config.hidden_size
     for corpus, ids in blocks.items():
-        total, block_bytes = 0.0, stored.dtype.itemsize * stored.skeleton.config.hidden_size * ids.shape[1]
-        for some in ids.split(max(batch_size, HIDDEN_BYTES // block_bytes)):
-            hidden = stored.embed(some).cpu()  # they wait there: an accelerator holds a batch alone
-            layers = range(len(stored.skeleton.model.layers))
-            for index in progress_bar(layers, desc=f"{corpus}, layer", progress=progress):
-                layer = stored.layer(index)
-                for batch in hidden.split(batch_size):
-                    there = batch.to(stored.device)
-                    batch.copy_(layer(there, **context(there)))
-            for batch, asked in zip(hidden.split(batch_size), some.split(batch_size), strict=True):
-                total += negative_log_likelihood(head(norm(batch.to(stored.device))), asked.to(stored.device))
+        some = ids.split(max(batch_size, HIDDEN_BYTES // (token_bytes * ids.shape[1])))
+        total = sum(_likelihood(stored, one, batch_size, corpus, progress) for one in some)
         found[corpus] = of_sum(total, ids, f"{folder}: the mean negative log-likelihood on {corpus}")
     return found
+
+
+def _likelihood(stored: StoredModel, ids: Tensor, batch_size: int, corpus: str, progress: bool) -> float:
+    """negative_log_likelihood of these blocks, all through one layer before the next one is read."""
+    hidden = stored.embed(ids).cpu()  # they wait there: an accelerator holds a batch alone
+    context, rows = partial(calibration.layer_context, stored.skeleton), torch.arange(len(ids))
+    outside = stored.skeleton.model.norm, stored.skeleton.lm_head
+    norm, head = (one.to(stored.device, stored.dtype) for one in outside)
+
+    def through(layer: nn.Module, some: Tensor) -> None:
+        batch = hidden[some].to(stored.device)
+        hidden[some] = layer(batch, **context(batch)).cpu()
+
+    def scored(some: Tensor) -> float:
+        return negative_log_likelihood(head(norm(hidden[some].to(stored.device))), ids[some].to(stored.device))
+
+    layers = range(len(stored.skeleton.model.layers))
+    for index in progress_bar(layers, desc=f"{corpus}, layer", progress=progress):
+        list(in_batches(partial(through, stored.layer(index)), rows, batch_size, f"{corpus}, decoder layer {index}"))
+    return sum(in_batches(scored, rows, batch_size, f"{corpus}, output head"))

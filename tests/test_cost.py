@@ -7,14 +7,15 @@ import psutil
 import pytest
 
 from conftest import make_small_model
-from slimllm_nb.reproduce import cost, load_profile
+from slimllm_nb.reproduce import cost, load_profile, profiles
 
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine of one's choice: GB of free disk, of memory, of the GPU (None: there is none)."""
+    """A machine of one's choice: GB of free disk, of memory, of the GPU (None: there is none), and DEVICE."""
 
-    def choose(disk=500.0, memory=64.0, gpu=None):
+    def choose(disk=500.0, memory=64.0, gpu=None, device=""):
+        monkeypatch.setenv(profiles.DEVICE, device)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=disk * 1e9))
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=memory * 1e9))
         monkeypatch.setattr(cost, "_accelerator", lambda _: gpu)
@@ -50,14 +51,28 @@ def test_too_small_a_machine_is_refused(given, message, machine, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"gpu": 24.0}, "needs 41 GB of GPU memory, and the GPU has 24 GB"),
-        ({"memory": 16.0}, "needs 41 GB of memory, and this machine has 16 GB"),
+        ({"gpu": 24.0}, "needs 41 GB of GPU memory, and 24 GB of it are free"),
+        ({"memory": 16.0, "device": "cpu"}, "needs 41 GB of memory, and this machine has 16 GB"),
     ],
 )
 def test_a_model_for_one_layer_at_a_time_is_told(given, message, machine, tmp_path):
     machine(**given)
     with pytest.raises(cost.TooLargeError, match=message):
         cost.announce(load_profile("llama-7b-20"), tmp_path)
+
+
+def test_billions_of_parameters_on_the_cpu_are_asked_for(machine, tmp_path, monkeypatch):
+    machine()
+    message = (
+        r"llama-7b-20 has 6.7 billion parameters and there is no GPU for it \(.*\); .* about \d+ hours: .*DEVICE=cpu"
+    )
+    with pytest.raises(cost.CostError, match=message):
+        cost.announce(load_profile("llama-7b-20"), tmp_path)
+    machine(device="cpu")
+    assert "needs 41 GB of memory" in cost.announce(load_profile("llama-7b-20"), tmp_path)
+    machine(device="gpu")
+    with pytest.raises(profiles.ProfileError, match="SLIMLLM_NB_DEVICE is 'gpu'; allowed: auto, cpu, cuda"):
+        load_profile("llama-7b-20")
 
 
 def test_the_default_run_fits_a_small_machine(machine, tmp_path):

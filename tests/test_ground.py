@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
 COURSE_LOCK = (ROOT / "requirements-course.lock").read_text()
-NOT_LOCKED = {"llama-cpp", "course"}  # compiled where it is installed; in a lock of its own
+NOT_LOCKED = {"llama-cpp", "course", "sentencepiece"}  # compiled where it is installed; in locks of their own
 NOTEBOOKS = [
     "00_overview",
     "01_calibration",

@@ -304,7 +304,18 @@ def test_a_digest_follows_the_profile_and_the_code_and_not_the_outputs(dependent
         ("from slimllm_nb import llama\ntext = ('%d'\n% 5)", {"llama"}),
         (
             "from slimllm_nb.sources.articles import clean",
-            {"articles", "corpora", "downloads", "embedded", "embedded_texts", "files", "hub", "modeling", "models"}
+            {
+                "articles",
+                "corpora",
+                "devices",
+                "downloads",
+                "embedded",
+                "embedded_texts",
+                "files",
+                "hub",
+                "modeling",
+                "models",
+            }
             | {"settings", "texts"},
         ),
     ],

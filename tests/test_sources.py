@@ -6,16 +6,26 @@ import json
 import os
 import subprocess
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM, MistralConfig
 
+from conftest import make_small_model
 from slimllm_nb import sources
-from slimllm_nb.sources import SourceError, articles, downloads, embedded, load_model, load_texts, load_tokenizer
+from slimllm_nb.sources import (
+    SourceError,
+    articles,
+    convert,
+    downloads,
+    embedded,
+    load_model,
+    load_texts,
+    load_tokenizer,
+)
 from slimllm_nb.sources import embedded_texts as corpora
-from slimllm_nb.sources.models import find_device
 
 SENTENCE = "The old lighthouse keeper climbed the stairs, lit the lamp and looked out over the sea."
 
@@ -388,24 +398,7 @@ def test_cut_text_file_is_cleaned_again(tmp_path):
         assert corpora._read_texts(damaged) is None
 
 
-# --- devices, special tokens ------------------------------------------------------------------------------------------
-
-
-def test_the_device_is_found_or_refused(monkeypatch):
-    import torch as library
-
-    monkeypatch.setattr(library.accelerator, "current_accelerator", lambda **_: None)
-    assert find_device().type == find_device("cpu").type == "cpu"
-    with pytest.raises(SourceError, match="device is 'cuda', but PyTorch finds cpu alone"):
-        find_device("cuda")
-    monkeypatch.setattr(library.accelerator, "current_accelerator", lambda **_: library.device("cuda"))
-    assert find_device().type == "cuda" and find_device("cuda:1").index == 1
-    with pytest.raises(SourceError, match="finds cpu and cuda"):
-        find_device("mps")
-    monkeypatch.setattr(library.accelerator, "current_accelerator", lambda **_: library.device("mps"))
-    assert find_device().type == "cpu"
-    with pytest.raises(SourceError, match="device is 'mps', which has no float64; allowed: auto"):
-        find_device("mps")
+# --- special tokens ---------------------------------------------------------------------------------------------------
 
 
 def test_what_looks_like_a_special_token_is_read_as_text_where_asked():
@@ -414,3 +407,64 @@ def test_what_looks_like_a_special_token_is_read_as_text_where_asked():
     assert len(read(text)["input_ids"]) < len(split(text)["input_ids"])
     assert split.decode(split(text)["input_ids"]) == text
     assert read("plain text")["input_ids"] == split("plain text")["input_ids"]
+
+
+# --- weights in pickles -----------------------------------------------------------------------------------------------
+
+
+class Code:
+    def __reduce__(self):
+        return print, ("code of a pickle is run",)
+
+
+@pytest.fixture
+def pickled(tmp_path):
+    """A folder as Vicuna's: weights in pickles alone."""
+    model, folder = make_small_model(4).half(), tmp_path / "vicuna"
+    model.config.save_pretrained(folder)
+    load_tokenizer().save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    return folder, model
+
+
+def test_pickles_are_refused_and_converted_once(pickled, tmp_path, capsys):
+    folder, model = pickled
+    with pytest.raises(
+        SourceError, match=r"no weights in safetensors; .*\(\*\.bin\), which can run code, .*\.convert "
+    ):
+        load_model(str(folder))
+    target = tmp_path / "out" / "vicuna"
+    assert convert.main([str(folder), "--target", str(target)]) == 0
+    loaded = load_model(str(target), dtype="auto").state_dict()
+    assert all(torch.equal(one, loaded[name]) for name, one in model.state_dict().items())
+    assert load_tokenizer(str(target))("A cat.") == load_tokenizer()("A cat.")
+    assert convert.main([str(folder), "--target", str(target)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert convert.main([str(folder)]) == 2
+
+
+def test_a_converted_model_takes_the_place_of_the_hub_id(pickled, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLIMLLM_NB_HUB", str(tmp_path / "hub"))
+    monkeypatch.setattr(convert, "local_copy", lambda kind, name: str(pickled[0]))
+    monkeypatch.setattr(convert, "load_tokenizer", lambda *_, **__: load_tokenizer())
+    assert convert.main(["lmsys/vicuna"]) == 0
+    assert load_model("lmsys/vicuna", revision="236eeea").dtype == torch.float32
+
+
+def test_code_in_a_pickle_is_not_run(pickled, tmp_path, capsys):
+    folder, model = pickled
+    torch.save(model.state_dict() | {"model.norm.weight": Code()}, folder / "pytorch_model.bin")
+    assert convert.main([str(folder), "--target", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr()
+    assert "code of a pickle is run" not in said.out and "cannot load the model" in said.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["vicuna"]
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="sentencepiece is installed")
+def test_what_a_sentencepiece_tokenizer_needs_is_named(pickled):
+    folder, _ = pickled
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    (folder / "tokenizer.model").write_bytes(b"\n\x05hello")
+    with pytest.raises(SourceError, match=r"is a SentencePiece model, .*: `make sentencepiece`, or pip install"):
+        load_tokenizer(str(folder))

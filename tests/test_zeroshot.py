@@ -1,5 +1,6 @@
 """The questions and what they do not give away; lm-eval on the model in memory and from its command line."""
 
+import copy
 import hashlib
 import json
 import math
@@ -149,6 +150,30 @@ def test_command_line_gives_the_same_accuracies(tiny, tokenizer, tmp_path):
     for row in table.to_dict("records"):
         assert found[row["task"]]["acc,none"] == row["accuracy"]
         assert found[row["task"]]["acc_stderr,none"] == pytest.approx(row["standard error"])
+
+
+def test_log_probabilities_of_half_precision_are_summed_in_float32(tiny, tokenizer):
+    model, context, choice = copy.deepcopy(tiny).bfloat16(), [5, 6, 7], list(range(100, 140))
+    with torch.no_grad():
+        logits = model(torch.tensor([context + choice[:-1]])).logits[0, len(context) - 1 :].double()
+    exact = logits.log_softmax(-1)[range(len(choice)), choice].sum().item()
+    harness = module._Harness(model, copy.deepcopy(tokenizer), 1, None, False)
+    found = harness._loglikelihood_tokens([(("", ""), context, choice)])[0][0]
+    assert found == pytest.approx(exact, abs=1e-3)
+
+
+def test_memory_for_fewer_questions_at_a_time(tiny, tokenizer, monkeypatch):
+    whole, forward = zeroshot(tiny, tokenizer, ["analogies"], limit=6, progress=False), tiny.forward
+
+    def small(ids, **options):
+        if len(ids) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(ids, **options)
+
+    monkeypatch.setattr(tiny, "forward", small)
+    with pytest.warns(UserWarning, match="zero-shot: out of memory; from here on 2 samples at a time"):
+        fewer = zeroshot(tiny, tokenizer, ["analogies"], limit=6, batch_size=8, progress=False)
+    pandas.testing.assert_frame_equal(fewer, whole)
 
 
 def test_nothing_is_printed_and_nothing_changes(tiny, tokenizer, capsys):

@@ -1,5 +1,5 @@
 """Write requirements.lock (every version with its hashes), environment.yml (the same versions for conda users), and
-requirements-course.lock: what the assignments need beside them.
+a lock for each extra that the two commands do not need: requirements-course.lock, requirements-sentencepiece.lock.
 
 No file names a machine or a package index. Versions already locked are kept where pyproject.toml allows them;
 delete requirements.lock first to take the newest ones.
@@ -14,9 +14,9 @@ from pathlib import Path
 
 from slimllm_nb.files import ROOT, write_text
 
-LOCK, COURSE_LOCK = ROOT / "requirements.lock", ROOT / "requirements-course.lock"
+LOCK, OWN_LOCK = ROOT / "requirements.lock", ("course", "sentencepiece")
 ENVIRONMENT = ROOT / "environment.yml"
-NOT_LOCKED = {"llama-cpp", "course"}  # compiled where it is installed; in a lock of its own
+NOT_LOCKED = {"llama-cpp", *OWN_LOCK}  # compiled where it is installed; in locks of their own
 HEADER = """\
 # Written by `make lock` from requirements.lock: the same versions for conda users. Then, with it active: make setup
 name: slimllm-nb
@@ -38,13 +38,14 @@ def compile_lock(file: Path, requirements: str, *options: str) -> None:
 
 
 def compile_locks() -> None:
-    """pyproject.toml with its extras; and the course's packages at the versions that the first lock has of them."""
+    """pyproject.toml with its extras; and the other ones at the versions that the first lock has of their packages."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     compile_lock(LOCK, "pyproject.toml", *(f"--extra={name}" for name in extras if name not in NOT_LOCKED))
-    with tempfile.TemporaryDirectory() as temporary:
-        wanted = Path(temporary, "course.in")
-        write_text(wanted, "\n".join(extras["course"]) + "\n")
-        compile_lock(COURSE_LOCK, str(wanted), "--constraint", LOCK.name)
+    for name in OWN_LOCK:
+        with tempfile.TemporaryDirectory() as temporary:
+            wanted = Path(temporary, f"{name}.in")
+            write_text(wanted, "\n".join(extras[name]) + "\n")
+            compile_lock(ROOT / f"requirements-{name}.lock", str(wanted), "--constraint", LOCK.name)
 
 
 def write_environment() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slimllm_nb.checks import evaluation_mode, require_batch_size, require_ids, require_texts
+from slimllm_nb.devices import in_batches
 from slimllm_nb.progress import bar
 
 
@@ -51,11 +52,16 @@ def perplexity(
     """
     require_ids(model, blocks, "blocks")
     require_batch_size(batch_size)
-    total, blocks = 0.0, blocks.long()
-    with evaluation_mode(model):
-        for batch in bar(blocks.split(batch_size), desc="perplexity", progress=progress):
-            batch = batch.to(model.device)
-            total += negative_log_likelihood(model(batch, use_cache=False).logits, batch)
+
+    def scored(batch: Tensor) -> float:
+        batch = batch.to(model.device)
+        found = negative_log_likelihood(model(batch, use_cache=False).logits, batch)
+        shown.update(len(batch))
+        return found
+
+    blocks, options = blocks.long(), {"desc": "perplexity", "unit": "block", "progress": progress}
+    with evaluation_mode(model), bar(total=len(blocks), **options) as shown:
+        total = sum(in_batches(scored, blocks, batch_size, "perplexity"))
     return of_sum(total, blocks, "the model's mean negative log-likelihood")
 
 

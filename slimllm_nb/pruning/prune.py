@@ -5,8 +5,8 @@ model will have. The same loop serves a model on disk (disk.py), which differs i
 """
 
 import time
-import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from slimllm_nb import calibration, checks, ratios
+from slimllm_nb.devices import exact_float32, halved
 from slimllm_nb.evaluation import count_parameters
 from slimllm_nb.methods import MethodLike, as_method
 from slimllm_nb.methods.gradients import gradient_names, loss_gradients
@@ -74,6 +75,7 @@ def prune(
 
 
 @torch.no_grad()
+@exact_float32()
 def layer_similarities(
     model: LlamaForCausalLM, input_ids: Int[Tensor, "samples length"], *, batch_size: int = 8, progress: bool = True
 ) -> Float[Tensor, "layers"]:
@@ -122,22 +124,17 @@ def walk(layers: Layers, name: str, step: Callable, input_ids: Tensor, progress:
     for index in progress_bar(range(start, total), **options):
         layer, before, done = layers.layer(index), hidden.clone(), None
         while done is None:
-            try:
+            with suppress(torch.OutOfMemoryError):  # what the failed step holds is free only behind it
                 done = step(layer, hidden.split(layers.batch_size), context, index)
-            except torch.OutOfMemoryError:
-                if layers.batch_size == 1:
-                    raise
-                layers.batch_size //= 2
-                message = f"decoder layer {index}: out of memory; from here on {layers.batch_size} samples at a time"
-                warnings.warn(message, stacklevel=2)
+            if done is None:
+                layers.batch_size = halved(min(layers.batch_size, len(hidden)), f"decoder layer {index}")
                 hidden.copy_(before)  # a step that fails leaves a part of it overwritten
-                if hidden.device.type != "cpu":
-                    torch.accelerator.empty_cache()
         layers.keep(name, index, hidden, *done)
         del layer, before, done  # before the next layer is read
     return [layers.kept(name, index) for index in range(total)]
 
 
+@exact_float32()
 def prune_decoder(
     layers: Layers, input_ids: Int[Tensor, "samples length"], target: PruningTarget, settings: Settings, progress: bool
 ) -> tuple[LlamaForCausalLM, PruningReport]:

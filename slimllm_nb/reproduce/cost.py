@@ -23,6 +23,7 @@ CORPUS_TOKENS = 350_000  # of WikiText-2's test split, and about those of PTB's 
 TASK_TOKENS = 1_000_000  # of one zero-shot task with all its questions and choices, on average
 # A second: of one CPU core in float32, of a data-centre GPU in half precision.
 FLOPS = {"cpu": 5e10, "accelerator": 6e13}
+LARGE = 1e9  # parameters from which on a run on the CPU has to be asked for
 EMBEDDED = {"download": 0.12, "memory": 4.0, "disk": 1.5, "minutes": 6}  # minutes: measured on two cores; sizes: bounds
 
 
@@ -43,6 +44,7 @@ class Estimate:
     memory: float
     device: float | None
     hours: float
+    parameters: int = 0
 
     def __str__(self) -> str:
         needs = f"{self.memory:.0f} GB of memory" + (f", {self.device:.0f} GB on the GPU" if self.device else "")
@@ -57,6 +59,14 @@ def announce(profile: Profile, folder: Path) -> str:
     """The estimate in one line. Raises: CostError when disk or memory cannot do it."""
     on_device = profile.model != "embedded" and _accelerator(profile.device)
     needed = estimate(profile, bool(on_device))
+    if profile.device == "auto" and not on_device and needed.parameters >= LARGE:
+        from slimllm_nb.devices import why_unusable
+
+        raise CostError(
+            f"profile {profile.name} has {needed.parameters / 1e9:.1f} billion parameters and there is no GPU for it "
+            f"({why_unusable() or 'PyTorch finds none'}); on the CPU it takes about {needed.hours:.0f} hours: give "
+            "`make` DEVICE=cpu, or set SLIMLLM_NB_DEVICE=cpu, to go on"
+        )
     wanted = {folder: needed.disk, _cache(profile): needed.download}
     disks = {place: existing(place).stat().st_dev for place in wanted}
     for place in wanted:
@@ -75,7 +85,7 @@ def announce(profile: Profile, folder: Path) -> str:
         )
     if on_device and needed.device > on_device:
         raise TooLargeError(
-            f"profile {profile.name} needs {needed.device:.0f} GB of GPU memory, and the GPU has {on_device:.0f} GB"
+            f"profile {profile.name} needs {needed.device:.0f} GB of GPU memory, and {on_device:.0f} GB of it are free"
         )
     return f"Profile {profile.name}: {needed}."
 
@@ -98,7 +108,7 @@ def estimate(profile: Profile, on_device: bool) -> Estimate:
     else:
         memory, device = models + working, None
     disk = weights * sum(left) + 2 * texts + 0.2
-    return Estimate(download + texts, disk, memory, device, _hours(profile, parameters, on_device))
+    return Estimate(download + texts, disk, memory, device, _hours(profile, parameters, on_device), parameters)
 
 
 def _hours(profile: Profile, parameters: int, on_device: bool) -> float:
@@ -125,10 +135,10 @@ def _size(profile: Profile) -> tuple[int, float]:
     from slimllm_nb.sources.hub import hub_error, local_copy
 
     folder = Path(local_copy("models", profile.model))
+    if profile.cost is not None:
+        return profile.cost.parameters, 0.0 if folder.is_dir() or _cached(profile) else profile.cost.download_gb
     if folder.is_dir():
         return count_parameters(folder), 0.0
-    if profile.cost is not None:
-        return profile.cost.parameters, 0.0 if _cached(profile) else profile.cost.download_gb
     from huggingface_hub import HfApi
 
     try:
@@ -159,19 +169,18 @@ def _cached(profile: Profile) -> bool:
 
 
 def _accelerator(device: str) -> float | None:
-    """GB of the accelerator that the profile would run on; None for the CPU."""
-    from slimllm_nb.sources import SourceError
-    from slimllm_nb.sources.models import find_device
+    """Free GB of the accelerator that the profile would run on; None for the CPU."""
+    from slimllm_nb.devices import DeviceError, find_device
 
     try:
         found = find_device(device)
-    except SourceError as error:
+    except DeviceError as error:
         raise CostError(str(error)) from error
     if found.type == "cpu":
         return None
     import torch
 
-    return torch.accelerator.get_memory_info(found)[1] / GB
+    return torch.accelerator.get_memory_info(found)[0] / GB
 
 
 def _cache(profile: Profile) -> Path:

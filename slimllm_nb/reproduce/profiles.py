@@ -12,6 +12,7 @@ from slimllm_nb.files import ROOT
 from slimllm_nb.settings import Settings, read_validated
 
 PROFILES = ROOT / "data" / "profiles"
+DEVICE = "SLIMLLM_NB_DEVICE"  # a device in the place of the profile's
 
 
 class ProfileError(ValueError):
@@ -212,6 +213,8 @@ def load_profile(name: str) -> Profile:
     if profile.name != path.stem:
         raise ProfileError(f"{path}: name is {profile.name!r}; it must be {path.stem!r}, as the file is called")
     profile = _with_paths(profile, path.resolve().parent)
+    if device := os.environ.get(DEVICE):
+        profile = _on_device(profile, device)
     try:
         for file in profile.parts:
             _methods().load_file(Path(file))
@@ -231,6 +234,13 @@ def method_files(profile: Profile) -> set[Path]:
 def _methods():
     """slimllm_nb.methods, by name: what imports profiles need not depend on it (stamps), nor wait for torch."""
     return import_module("slimllm_nb.methods")
+
+
+def _on_device(profile: Profile, device: str) -> Profile:
+    try:
+        return Profile.model_validate(profile.model_dump() | {"device": device})
+    except ValueError as error:
+        raise ProfileError(f"{DEVICE} is {device!r}; allowed: auto, cpu, cuda, cuda:1 and their like") from error
 
 
 def _with_paths(profile: Profile, folder: Path) -> Profile:

@@ -1,7 +1,8 @@
 """The Hugging Face hub: a local folder in its place, and its errors in words that say what to do.
 
-$SLIMLLM_NB_HUB may name a folder laid out like the hub (models/<owner>/<name>, datasets/<owner>/<name>): what lies
-there is taken from there, which serves a machine without internet. The rest comes from the hub and its own cache.
+$SLIMLLM_NB_HUB may name a folder laid out like the hub (models/<owner>/<name>, datasets/<owner>/<name>; default: hub in
+our cache): what lies there is taken from there, which serves a machine without internet, and models whose weights were
+converted (convert.py). The rest comes from the hub and its own cache.
 """
 
 import errno
@@ -20,31 +21,35 @@ from huggingface_hub.errors import (
 )
 
 from slimllm_nb.files import expanded
-from slimllm_nb.sources.downloads import SourceError
+from slimllm_nb.sources.downloads import SourceError, cache_folder
 
 HUB_VARIABLE = "SLIMLLM_NB_HUB"
 NETWORK_ERRORS = {"ConnectError", "ConnectTimeout", "ReadTimeout", "ProxyError", "RemoteProtocolError", "ReadError"}
 
 
+def hub_folder() -> Path:
+    """The folder laid out like the hub; it need not be there."""
+    return expanded(os.environ.get(HUB_VARIABLE) or cache_folder() / "hub").absolute()
+
+
 def local_copy(kind: str, name: str) -> str:
-    """`name` where it is a folder or only the hub has it, else the folder of $SLIMLLM_NB_HUB that holds this hub id.
+    """`name` where it is a folder or only the hub has it, else the folder of hub_folder() that holds this hub id.
 
     kind: "models" or "datasets".
     """
-    name, folder = str(expanded(name)), os.environ.get(HUB_VARIABLE)
-    if folder and not Path(name).is_dir() and (path := Path(folder).expanduser().absolute() / kind / name).is_dir():
-        return str(path)
-    return name
+    name = str(expanded(name))
+    path = hub_folder() / kind / name
+    return str(path) if not Path(name).is_dir() and path.is_dir() else name
 
 
 @contextmanager
 def in_local_datasets() -> Iterator[None]:
-    """Inside it, `datasets` finds the hub ids that lie in $SLIMLLM_NB_HUB/datasets: it takes a folder of that name.
+    """Inside it, `datasets` finds the hub ids that lie in hub_folder(): it takes a folder of that name.
 
     For libraries that call load_dataset themselves (lm-eval).
     """
-    folder = Path(os.environ.get(HUB_VARIABLE, "")).expanduser().absolute() / "datasets"
-    with chdir(folder) if os.environ.get(HUB_VARIABLE) and folder.is_dir() else nullcontext():
+    folder = hub_folder() / "datasets"
+    with chdir(folder) if folder.is_dir() else nullcontext():
         yield
 
 

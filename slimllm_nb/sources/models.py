@@ -1,39 +1,24 @@
 """Models and tokenizers: the embedded one, a local folder or a hub id."""
 
+import json
+import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from slimllm_nb.devices import find_device
 from slimllm_nb.sources import embedded
 from slimllm_nb.sources.downloads import SourceError
 from slimllm_nb.sources.hub import hub_error, local_copy
 
 EMBEDDED = "embedded"
+# transformers would ask a service of the hub to convert pickles, and take what that wrote in the place of the revision.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them
-
-
-def find_device(device: str = "auto") -> torch.device:
-    """ "auto": the machine's accelerator where there is one, else the CPU.
-
-    Apple's (mps) has no float64, which the statistics need: "auto" leaves it alone, and it is refused.
-    Raises: SourceError for a device that is not there.
-    """
-    there = torch.accelerator.current_accelerator(check_available=True)
-    if device == "auto":
-        return torch.device("cpu") if there is None or there.type == "mps" else there
-    try:
-        wanted = torch.device(device)
-    except RuntimeError as error:  # no device at all: "gpu"
-        raise SourceError(f"device is {device!r}; allowed: auto, cpu, cuda, cuda:1 and their like") from error
-    if wanted.type != "cpu" and (there is None or there.type != wanted.type):
-        found = "cpu alone" if there is None else f"cpu and {there.type}"
-        raise SourceError(f"device is {device!r}, but PyTorch finds {found}; allowed: auto, or one of these")
-    if wanted.type == "mps":
-        raise SourceError(f"device is {device!r}, which has no float64; allowed: auto (the CPU on this machine), cpu")
-    return wanted
 
 
 def load_model(
@@ -45,10 +30,10 @@ def load_model(
 ):
     """A LLaMA in evaluation mode: "embedded", a folder with a checkpoint, or a hub id (at `revision`).
 
-    dtype: of the weights; "auto": the checkpoint's own. device: see find_device. Folders written by this project
-    (model_type "slim_llama") load as well. Raises: SourceError for a checkpoint that is missing, damaged, incomplete or
-    quantized, or that holds weights which the model has no place for, for an architecture other than LLaMA's, and for
-    what the hub refuses (no network, no token, no such revision).
+    dtype: of the weights; "auto": the checkpoint's own. device: see devices.find_device. Folders written by this
+    project (model_type "slim_llama") load as well. Raises: SourceError for a checkpoint that is missing, damaged,
+    incomplete or quantized, or that holds weights which the model has no place for, for an architecture other than
+    LLaMA's, and for what the hub refuses (no network, no token, no such revision).
     """
     device = find_device(str(device))
     # An accelerator gets the weights file by file; the CPU needs no help, and no accelerate.
@@ -61,15 +46,38 @@ def load_model(
     require_llama_config(model, path, options)
     # transformers would read float8 as numbers, without the scales that belong to them.
     weight_shapes(sorted(Path(path).glob("*.safetensors")))
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
     try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **place, **options
-        )
+        loaded, info = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **place, **options)
     except (OSError, ValueError, SafetensorError) as error:
+        if "does not appear to have a file named" in str(error) or "no file named model.safetensors" in str(error):
+            raise SourceError(no_safetensors(model, revision)) from error
         raise _problem("model", model, path, revision, error) from error
     # transformers would go on with random numbers in the place of what is missing or has another shape.
     require_same_weights(model, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
     return loaded.eval()
+
+
+def no_safetensors(model: str, revision: str | None = None) -> str:
+    """What is said of weights that are missing, or in pickles."""
+    command = f"python -m slimllm_nb.sources.convert {model}" + (f" --revision {revision}" if revision else "")
+    return (
+        f"{model!r} has no weights in safetensors; allowed: {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME}. Pickles "
+        f"(*.bin), which can run code, are converted once: {command}"
+    )
+
+
+def weight_files(folder: Path) -> dict[str, Path]:
+    """The file of every weight in a folder. Raises: SourceError where no file is safetensors, or one is missing."""
+    if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        names = json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
+    elif (folder / SAFE_WEIGHTS_NAME).is_file():
+        names = dict.fromkeys(weight_shapes([folder / SAFE_WEIGHTS_NAME]), SAFE_WEIGHTS_NAME)
+    else:
+        raise SourceError(no_safetensors(str(folder)))
+    if missing := sorted({name for name in names.values() if not (folder / name).is_file()}):
+        raise SourceError(f"{folder} lacks {len(missing)} of its files of weights, the first is {missing[0]}")
+    return {name: folder / file for name, file in names.items()}
 
 
 def require_same_weights(
@@ -122,7 +130,12 @@ def load_tokenizer(model: str = EMBEDDED, *, revision: str | None = None, split_
     require_llama_config(model, path, options)
     try:
         return AutoTokenizer.from_pretrained(path, **options, **special)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
+        if "`tiktoken` is required" in str(error):  # what transformers tries where sentencepiece is missing
+            needs = "is a SentencePiece model, which needs packages that are not installed: `make sentencepiece`"
+            raise SourceError(
+                f"the tokenizer of {model!r} {needs}, or pip install 'slimllm-nb[sentencepiece]'"
+            ) from error
         raise _problem("tokenizer", model, path, revision, error) from error
 
 
