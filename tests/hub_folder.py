@@ -1,6 +1,6 @@
 """A folder laid out like the hub: a small LLaMA in shards, its tokenizer, data sets in the hub's columns and splits.
 
-The model has LLaMA-7B's 32 layers and multi-head attention, random weights, and an output head fitted to the text, so
+The model has eight layers with multi-head attention, random weights, and an output head fitted to the text, so
 that it knows which tokens are frequent: a tokenizer that gives other numbers is noticed.
 """
 
@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from slimllm_nb.sources import load_texts
 
-LAYERS, HEADS, VOCABULARY = 32, 4, 1000
+LAYERS, HEADS, VOCABULARY = 8, 4, 1000
 QUESTIONS = 4
 CONFIGS = """---
 configs:

@@ -57,7 +57,7 @@ def test_the_readmes_example_of_ones_own_model_and_texts(tmp_path, monkeypatch):
     profile = load_profile("mine/mine.yaml")
     assert profile.model == str(tmp_path / "mine" / "my-llama")
     model = sources.load_model(profile.model, **profile.loading | {"device": "cpu"})
-    assert sum(p.numel() for p in model.parameters()) == cost.count_parameters(tmp_path / "mine" / "my-llama")
+    assert sum(p.numel() for p in model.parameters()) == cost.estimate(profile, False).parameters
     tokenizer = sources.load_tokenizer(profile.model, **profile.tokenizing)
     texts = sources.load_texts("my-news", "calibration", profile.texts)
     assert calibration.draw_samples(texts, tokenizer).shape == (32, 128)

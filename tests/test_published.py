@@ -83,7 +83,6 @@ def test_profiles_of_the_hub(name):
     assert profile.evaluation.block_length == 128 and profile.evaluation.corpora[0] == "wikitext2"
     layers = {"llama-13b": 40, "smollm2-135m": 30}.get(name.removesuffix("-20").removesuffix("-50"), 32)
     assert all(one.pruned_layers < layers for one in profile.settings.values())
-    assert profile.cost.download_gb == pytest.approx(2e-9 * profile.cost.parameters, rel=0.12)
 
 
 def test_a_corpus_is_not_calibrated_and_evaluated_on(tmp_path):

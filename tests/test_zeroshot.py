@@ -162,6 +162,22 @@ def test_log_probabilities_of_half_precision_are_summed_in_float32(tiny, tokeniz
     assert found == pytest.approx(exact, abs=1e-3)
 
 
+def test_fewer_long_questions_at_a_time(tiny, tokenizer, monkeypatch):
+    whole = zeroshot(tiny, tokenizer, ["continuation"], limit=6, progress=False)
+    sizes, forward = set(), tiny.forward
+
+    def seen(ids, **options):
+        sizes.add(len(ids))
+        assert len(ids) == 1 or len(ids) * ids.shape[1] * 49152 * 12 <= module.LOGIT_BYTES
+        return forward(ids, **options)
+
+    monkeypatch.setattr(tiny, "forward", seen)
+    monkeypatch.setattr(module, "LOGIT_BYTES", 400 * 49152 * 12)  # of 400 tokens
+    fewer = zeroshot(tiny, tokenizer, ["continuation"], limit=6, batch_size=8, progress=False)
+    assert max(sizes) < 8
+    pandas.testing.assert_frame_equal(fewer, whole)
+
+
 def test_memory_for_fewer_questions_at_a_time(tiny, tokenizer, monkeypatch):
     whole, forward = zeroshot(tiny, tokenizer, ["analogies"], limit=6, progress=False), tiny.forward
 

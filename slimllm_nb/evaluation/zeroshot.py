@@ -29,6 +29,7 @@ from slimllm_nb.sources.hub import in_local_datasets
 TASK_FOLDER = ROOT / "data" / "tasks"
 LOCAL = ("analogies", "continuation")  # need no hub
 PAPER_FOLDERS = ("super_glue/boolq", "piqa", "hellaswag", "winogrande", "arc", "openbookqa")  # in lm-eval
+LOGIT_BYTES = 1 << 30  # of one batch: in the weights' dtype, in float32, and their logarithms
 PAPER = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 
 
@@ -75,7 +76,8 @@ def zeroshot(
     Of any other task its first metric is shown, as it is, and no chance (NaN). limit: the first so many questions of
     each task (None: all); standard error: lm-eval's, over the questions; chance: one over the number of choices;
     majority: the accuracy of always giving the answer that is right most often (0.6217 on BoolQ: a model below it has
-    learnt nothing of use), NaN where no choice is offered. batch_size: questions at a time (8 on a CPU, 32 elsewhere).
+    learnt nothing of use), NaN where no choice is offered. batch_size: questions at a time (8 on a CPU, 32 elsewhere);
+    fewer where they are so long that their logits would take more than LOGIT_BYTES.
     add_bos_token: whether a beginning-of-sequence token stands in front of every question (None: as the tokenizer
     does). The model stays where it is, in its dtype.
 
@@ -125,17 +127,33 @@ class _Harness(HFLM):
             add_bos_token=add_bos_token,
             softmax_dtype=torch.float32,
         )
-        self.progress = progress
+        self.asked, self.progress = batch_size, progress
 
     def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
-        longest = max((len(context) + len(continuation) - 1 for _, context, continuation in requests), default=0)
-        if longest > self.max_length:
+        lengths = [len(context) + len(continuation) - 1 for _, context, continuation in requests]
+        if (longest := max(lengths, default=0)) > self.max_length:
             raise ZeroShotError(f"a question has {longest} tokens, and the model's limit is {self.max_length} tokens")
-        options = {"disable_tqdm": disable_tqdm or not self.progress, "override_bs": override_bs}
+        sizes, found = [self._at_once(length) for length in lengths], [None] * len(requests)
+        for size in sorted(set(sizes)):
+            numbers = [number for number, one in enumerate(sizes) if one == size]
+            answers = self._answered([requests[number] for number in numbers], size, disable_tqdm or not self.progress)
+            for number, answer in zip(numbers, answers, strict=True):
+                found[number] = answer
+        return found
+
+    def _at_once(self, length: int) -> int:
+        """How many questions of so many tokens: the batch size asked for, halved until their logits fit."""
+        size, each = self.asked, length * self.model.config.vocab_size * (self.model.dtype.itemsize + 8)
+        while size > 1 and size * each > LOGIT_BYTES:
+            size //= 2
+        return size
+
+    def _answered(self, requests: list, size: int, quiet: bool) -> list:
         while True:
+            self.batch_size_per_gpu = size
             with suppress(torch.OutOfMemoryError), torch.no_grad():  # what the failed run holds is free only behind it
-                return super()._loglikelihood_tokens(requests, **options)
-            self.batch_size_per_gpu = halved(self.batch_size_per_gpu, "zero-shot")  # lm-eval begins with the longest
+                return super()._loglikelihood_tokens(requests, quiet)
+            size = halved(size, "zero-shot")  # lm-eval begins with the longest
 
 
 def _majority(task, questions: int) -> float:

@@ -1,15 +1,15 @@
 """What a run will download and need, said and checked before it starts.
 
-Sizes follow from the number of parameters; the time is an estimate from the tokens that go through the model, at a rate
-that is written here, and is called one.
+Sizes follow from the model's config. What the accelerator is to hold is what notebook 06 holds at its peak, within 15 %
+of what was counted on shapes small enough for it (tests/pretended_memory.py).
 """
 
 import errno
-import math
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -17,14 +17,13 @@ from slimllm_nb.corpora import find_corpus
 from slimllm_nb.files import existing
 from slimllm_nb.reproduce.profiles import Profile
 
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
 GB = 1e9
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "auto": 2}
-CORPUS_TOKENS = 350_000  # of WikiText-2's test split, and about those of PTB's validation split
-TASK_TOKENS = 1_000_000  # of one zero-shot task with all its questions and choices, on average
-# A second: of one CPU core in float32, of a data-centre GPU in half precision.
-FLOPS = {"cpu": 5e10, "accelerator": 6e13}
 LARGE = 1e9  # parameters from which on a run on the CPU has to be asked for
-EMBEDDED = {"download": 0.12, "memory": 4.0, "disk": 1.5, "minutes": 6}  # minutes: measured on two cores; sizes: bounds
+CONTEXT = 1.0  # GB of the GPU that its driver and its libraries take, and that lie between tensors
+EMBEDDED = {"download": 0.12, "disk": 1.5, "memory": 4.0}  # bounds
 
 
 class CostError(ValueError):
@@ -37,22 +36,17 @@ class TooLargeError(CostError):
 
 @dataclass(frozen=True)
 class Estimate:
-    """In GB and hours; `device` is the memory of the accelerator, None where there is none."""
+    """In GB; `device` is the memory of the accelerator, None where there is none."""
 
     download: float
     disk: float
     memory: float
-    device: float | None
-    hours: float
+    device: float | None = None
     parameters: int = 0
 
     def __str__(self) -> str:
         needs = f"{self.memory:.0f} GB of memory" + (f", {self.device:.0f} GB on the GPU" if self.device else "")
-        time = f"{60 * self.hours:.0f} minutes" if self.hours < 2 else f"{self.hours:.0f} hours"
-        return (
-            f"downloads up to {self.download:.1f} GB, needs {needs} and {self.disk:.1f} GB of disk, "
-            f"takes about {time} (an estimate)"
-        )
+        return f"downloads up to {self.download:.1f} GB, needs {needs} and {self.disk:.1f} GB of disk (an estimate)"
 
 
 def announce(profile: Profile, folder: Path) -> str:
@@ -64,8 +58,8 @@ def announce(profile: Profile, folder: Path) -> str:
 
         raise CostError(
             f"profile {profile.name} has {needed.parameters / 1e9:.1f} billion parameters and there is no GPU for it "
-            f"({why_unusable() or 'PyTorch finds none'}); on the CPU it takes about {needed.hours:.0f} hours: give "
-            "`make` DEVICE=cpu, or set SLIMLLM_NB_DEVICE=cpu, to go on"
+            f"({why_unusable() or 'PyTorch finds none'}); on a CPU it takes hours to days: give `make` DEVICE=cpu, or "
+            "set SLIMLLM_NB_DEVICE=cpu, to go on"
         )
     wanted = {folder: needed.disk, _cache(profile): needed.download}
     disks = {place: existing(place).stat().st_dev for place in wanted}
@@ -83,82 +77,117 @@ def announce(profile: Profile, folder: Path) -> str:
         raise TooLargeError(
             f"profile {profile.name} needs {needed.memory:.0f} GB of memory, and this machine has {memory:.0f} GB"
         )
-    if on_device and needed.device > on_device:
+    if on_device and needed.device + CONTEXT > on_device:
         raise TooLargeError(
-            f"profile {profile.name} needs {needed.device:.0f} GB of GPU memory, and {on_device:.0f} GB of it are free"
+            f"profile {profile.name} needs {needed.device + CONTEXT:.0f} GB of GPU memory, and {on_device:.0f} GB of "
+            "it are free"
         )
     return f"Profile {profile.name}: {needed}."
 
 
 def estimate(profile: Profile, on_device: bool) -> Estimate:
-    """What a run needs. In memory at once: the dense model, a pruned one for every setting, and one more in the making;
-    activations and statistics (prune keeps up to 2 GB of activations)."""
+    """What a run needs."""
     if profile.model == "embedded":
-        known = EMBEDDED
-        return Estimate(known["download"], known["disk"], known["memory"], None, known["minutes"] / 60)
-    parameters, download = _size(profile)
-    weights = parameters * BYTES[profile.dtype] / GB
-    left = [_share_left(key, setting) for key, setting in profile.settings.items()]
-    models = weights * (1 + sum(left) + max(left))
-    working = min(6.0, 1 + 6 * weights)
+        return Estimate(**EMBEDDED)
+    from slimllm_nb.sources.hub import local_copy
+
+    model = empty_model(profile)
+    parameters = sum(one.numel() for one in model.parameters())
+    weights, peak = parameters * model.dtype.itemsize / GB, peak_memory(profile, model) / GB
     corpora = {profile.calibration.corpus, *profile.evaluation.corpora}
     texts = sum(source.download_gb for name in corpora if (source := find_corpus(name, profile.texts)))
+    there = Path(local_copy("models", profile.model)).is_dir() or _cached(profile)
+    download = texts + (0.0 if there else 2 * parameters / GB)
+    disk = weights * sum(_shares_left(profile)) + 2 * texts + 0.2
     if on_device:
-        memory, device = 4 + weights, models + working
-    else:
-        memory, device = models + working, None
-    disk = weights * sum(left) + 2 * texts + 0.2
-    return Estimate(download + texts, disk, memory, device, _hours(profile, parameters, on_device), parameters)
+        return Estimate(download, disk, 4 + weights, peak, parameters)
+    return Estimate(download, disk, 2 + peak, None, parameters)
 
 
-def _hours(profile: Profile, parameters: int, on_device: bool) -> float:
-    """From the tokens that notebooks 00 to 06 and the dense gate put through a model, at FLOPS."""
-    tokens = CORPUS_TOKENS if profile.evaluation.max_tokens is None else profile.evaluation.max_tokens
-    passes = 8 + 4 * len(profile.settings)  # dense, rows and previews, over all corpora or the first
-    total = tokens * passes * len(profile.evaluation.corpora)
-    if profile.zeroshot:
-        share = 1.0 if profile.zeroshot.limit is None else min(1.0, profile.zeroshot.limit / 3000)
-        total += TASK_TOKENS * share * len(profile.zeroshot.tasks) * (1 + len(profile.settings))
-    total += 25 * profile.calibration.num_samples * profile.calibration.length * len(profile.settings)
-    rate = FLOPS["accelerator"] if on_device else FLOPS["cpu"] * (psutil.cpu_count() or 1)
-    return 2 * parameters * total / rate / 3600 + 0.03
+def empty_model(profile: Profile) -> "LlamaForCausalLM":
+    """The profile's model without its weights. Raises: CostError for what has no config, or is no LLaMA."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-
-def _share_left(key: str, setting) -> float:
-    if setting.target_parameters is not None:
-        return setting.target_parameters
-    return max(0.1, 1 - float(key) / 100)
-
-
-def _size(profile: Profile) -> tuple[int, float]:
-    """Parameters of the dense model, and GB to download: from the profile, the folder, or the hub's own entry."""
     from slimllm_nb.sources.hub import hub_error, local_copy
+    from slimllm_nb.sources.models import require_llama_config
 
-    folder = Path(local_copy("models", profile.model))
-    if profile.cost is not None:
-        return profile.cost.parameters, 0.0 if folder.is_dir() or _cached(profile) else profile.cost.download_gb
-    if folder.is_dir():
-        return count_parameters(folder), 0.0
-    from huggingface_hub import HfApi
-
+    path = local_copy("models", profile.model)
+    options = {} if Path(path).is_dir() else {"revision": profile.revision}
     try:
-        info = HfApi().model_info(profile.model, revision=profile.revision, expand=["safetensors"])
-        parameters = info.safetensors.total
-    except AttributeError as error:
-        raise CostError(f"{profile.model} has no safetensors: give its size as `cost` in the profile") from error
+        require_llama_config(profile.model, path, options)
+        config = AutoConfig.from_pretrained(path, **options)
+    except ValueError as error:
+        raise CostError(str(error)) from error
     except Exception as error:  # no network shows itself as one of many kinds
         raise CostError(str(hub_error("model", profile.model, profile.revision, error))) from error
-    return parameters, 0.0 if _cached(profile) else 2 * parameters / GB
+    dtype = (config.dtype or torch.float32) if profile.dtype == "auto" else getattr(torch, profile.dtype)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
-def count_parameters(folder: Path) -> int:
-    """Parameters of the safetensors files in a folder, from their headers. CostError where there are none."""
-    from slimllm_nb.sources.models import weight_shapes
+def peak_memory(profile: Profile, model: "LlamaForCausalLM") -> float:
+    """Bytes of the models, activations and statistics that notebook 06 holds at its peak: the dense model, a pruned one
+    for every setting, one more in the making and what it is made with, or the logits of questions."""
+    from slimllm_nb.evaluation.zeroshot import LOGIT_BYTES
+    from slimllm_nb.methods import as_method
 
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise CostError(f"{folder} has no *.safetensors file")
-    return sum(math.prod(shape) for shape in weight_shapes(files).values())
+    weights, slimllm = sum(one.numel() for one in model.parameters()) * model.dtype.itemsize, as_method("slimllm")
+    logits, peaks, kept = _logit_bytes(profile, model), [], 0.0
+    for setting, left in zip(profile.settings.values(), _shares_left(profile), strict=True):
+        method = slimllm if setting.method is None else as_method(setting.method)
+        gradients, graph = _gradient_bytes(profile, model, method)
+        peaks.append(weights * (1 + kept) + gradients + graph)
+        peaks.append(weights * (1 + kept + left) + max(gradients + _working_bytes(profile, model, method), logits))
+        kept += left
+        peaks.append(weights * (1 + kept + left) + max(_working_bytes(profile, model, slimllm), logits))
+    peaks.append(weights * (1 + kept) + (LOGIT_BYTES if profile.zeroshot else 0))
+    return max(peaks)
+
+
+def _logit_bytes(profile: Profile, model: "LlamaForCausalLM", batch_size: int = 8) -> float:
+    """Perplexity's: in the weights' dtype, in float32, and their logarithms."""
+    tokens = batch_size * profile.evaluation.block_length
+    return tokens * model.config.vocab_size * (model.dtype.itemsize + 8)
+
+
+def _working_bytes(profile: Profile, model: "LlamaForCausalLM", method, batch_size: int = 8) -> float:
+    """What prune() holds beside its models: hidden states, activations, one layer's statistics."""
+    from slimllm_nb.pruning.statistics import COVARIANCES, SPLIT
+
+    asked, size, hidden = profile.calibration, model.dtype.itemsize, model.config.hidden_size
+    tokens, batch = asked.num_samples * asked.length, min(batch_size, asked.num_samples) * asked.length
+    channels = max(layer.mlp.gate_proj.out_features for layer in model.model.layers)
+    layer = size * sum(one.numel() for one in model.model.layers[0].parameters())
+    activations = tokens * channels * size
+    activations = activations if activations <= max(layer, 64 << 20) else batch * channels * size
+    needs = {name for part in method.channel_parts for name in part.needs}
+    covariances = 3 if needs & SPLIT else 1 if needs & COVARIANCES else 0
+    squares = 8 * channels**2 * (2 * covariances + 1) if covariances else 0
+    rows = batch * max(3 * 8 * hidden, 2 * 4 * channels)
+    return 3 * tokens * hidden * size + activations + rows + 4 * 8 * hidden**2 + squares
+
+
+def _gradient_bytes(profile: Profile, model: "LlamaForCausalLM", method, batch_size: int = 8) -> tuple[float, float]:
+    """Of a method that asks for gradients: their sums in float32; and one batch's gradients, or what its forward pass
+    keeps for them, which goes as they come."""
+    from slimllm_nb.methods.gradients import gradient_names
+
+    names, size, config = gradient_names(method), model.dtype.itemsize, model.config
+    if not names:
+        return 0.0, 0.0
+    numbers = sum(layer.get_parameter(name).numel() for layer in model.model.layers for name in names)
+    tokens = min(batch_size, profile.calibration.num_samples) * profile.calibration.length
+    in_layers = config.num_hidden_layers * size * (22 * config.hidden_size + 4 * config.intermediate_size)
+    return 4 * numbers, max(size * numbers, tokens * (in_layers + 3 * 4 * config.vocab_size))
+
+
+def _shares_left(profile: Profile) -> list[float]:
+    """Of the model's parameters, by setting."""
+    return [
+        max(0.1, 1 - float(key) / 100) if setting.target_parameters is None else setting.target_parameters
+        for key, setting in profile.settings.items()
+    ]
 
 
 def _cached(profile: Profile) -> bool:

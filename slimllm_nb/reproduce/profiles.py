@@ -101,13 +101,6 @@ class Published(Settings):
     parameters_removed: dict[str, float] = Field(default_factory=dict)
 
 
-class Cost(Settings):
-    """What cannot be seen before the download: the model's parameters, and the size of its files in GB."""
-
-    parameters: int = Field(ge=1)
-    download_gb: float = Field(ge=0)
-
-
 class Profile(Settings):
     """What one run of the notebooks works with. `settings` is keyed by the percentage removed: "20", "50".
 
@@ -133,7 +126,6 @@ class Profile(Settings):
     zeroshot: ZeroShot | None = None
     settings: dict[Annotated[str, Field(pattern=r"^\d+(\.\d+)?$")], Setting] = Field(min_length=1)
     published: Published | None = None
-    cost: Cost | None = None
 
     @model_validator(mode="before")
     @classmethod
