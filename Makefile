@@ -21,7 +21,7 @@ export SLIMLLM_NB_DEVICE := $(DEVICE)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce quick test check compare ablations zeroshot gguf lab notebooks reference bench results course sentencepiece assignments grade lint lock clean
+.PHONY: help setup reproduce quick test check compare ablations zeroshot gguf lab notebooks reference bench gpu results course sentencepiece assignments grade lint lock clean
 
 help: ## list these targets
 	@echo "make TARGET, with the environment $(ENVIRONMENT):"
@@ -68,7 +68,10 @@ reference: setup ## keep the numbers of the embedded profile's run as those that
 bench: setup ## time and memory of pruning, beside what they cannot be below [PARTS=prune,layer,literal,growth,checkpoint]
 	$(PYTHON) tools/bench.py $(if $(PARTS),--parts $(PARTS))
 
-results: setup ## write README's tables from what data/ablations keeps
+gpu: setup ## prove this machine's GPU, without the internet [PARTS=equal,embedded,notebooks,large,disk,speed]
+	$(PYTHON) -m slimllm_nb.gpu $(if $(PARTS),--parts $(PARTS))
+
+results: setup ## write README's tables from what data/ keeps
 	$(PYTHON) tools/results.py
 
 course: setup ## add what the assignments need to the environment

@@ -1,18 +1,22 @@
 """What runs on the pretend accelerator (pretend.py): in processes of its own, since it cannot be uninstalled."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
 from slimllm_nb.files import ROOT
+from slimllm_nb.methods import method_names
+from workplace import write_notebook
 
 pytestmark = pytest.mark.slow
 
 
-def run(*command: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT)
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
+    options = {"capture_output": True, "text": True, "cwd": ROOT, "env": os.environ | environment}
+    return subprocess.run([sys.executable, *command], **options)
 
 
 @pytest.mark.parametrize("name", ["pretended_programs", "pretended_pruning", "pretended_uses", "pretended_memory"])
@@ -21,16 +25,19 @@ def test_on_the_pretend_accelerator(name):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-def test_the_proof_of_a_gpu_runs_on_it():
-    program = (
-        "import sys; sys.path.insert(0, 'tests'); import pretend; pretend.install(); import runpy; "
-        "sys.argv = ['gpu_proof.py', '--small', '--device', 'pretend']; "
-        "runpy.run_path('tools/gpu_proof.py', run_name='__main__')"
-    )
-    done = run("-c", program)
-    steps = [json.loads(line) for line in done.stdout.splitlines()]
-    assert done.returncode == 0 and len(steps) == 8, done.stdout[-3000:] + done.stderr[-3000:]
-    assert not [step for step in steps if "FAILED" in step]
-    same = next(step for step in steps if step["step"] == "the_same_heads_and_channels_as_on_the_cpu")
-    assert set(map(type, same.values())) >= {bool}
-    assert all(value is True for name, value in same.items() if name not in ("step", "seconds")), same
+def test_the_proof_of_a_gpu_runs_on_it(tmp_path):
+    cells = "import sys\nfrom slimllm_nb import reproduce\nfrom slimllm_nb.devices import find_device"
+    write_notebook(tmp_path / "notebooks", "00", cells, 'assert find_device().type == "pretend"')
+    command = ["-m", "slimllm_nb.gpu", "--small", "--folder", str(tmp_path), "--notebooks", str(tmp_path / "notebooks")]
+    done = run(*command, PYTHONPATH=str(ROOT / "tests" / "pretended"))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = json.loads((tmp_path / "pretend.json").read_text())
+    assert found["card"] == "pretend" and len(found["commit"]) >= 7 and found["date"]
+    parts = found["parts"]
+    assert parts["equal"]["same heads and channels"] == parts["equal"]["of"] == 2 * len(method_names())
+    assert parts["embedded"]["20 %, float32"]["share of the CPU's channels"] == 1.0
+    assert parts["notebooks"]["00"]["by"] == "papermill" and parts["large"]["bit for bit twice"]
+    assert parts["disk"]["layers"] == 4 and parts["disk"]["peak GB"] > 0
+    assert parts["speed"]["dense, batch 2, tokens per second"][1] == 1.0
+    done = run(*command, "--parts", "equal,nothing", PYTHONPATH=str(ROOT / "tests" / "pretended"))
+    assert done.returncode == 2 and "--parts: nothing; allowed: equal, embedded" in done.stderr

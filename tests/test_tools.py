@@ -119,6 +119,25 @@ def test_the_readme_shows_what_is_kept():
     table = results.bench_table(json.loads(results.BENCH.read_text(encoding="utf-8")))
     shown = results.replaced(text, table, results.BENCH_START, results.BENCH_END)
     assert text == shown, "README.md is stale: make results"
+    assert text == results.replaced(text, results.gpu_table(), results.GPU_START, results.GPU_END), "make results"
+
+
+def test_the_newest_gpu_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "GPU", tmp_path)
+    assert results.gpu_table() == "*Not yet run on a GPU.*"
+    for card, date in (("old", "2026-01-01"), ("new", "2026-02-01")):
+        parts = {"equal": {"same heads and channels": 2, "flap": True, "random": False}, "disk": {"failed": "no room"}}
+        parts |= {"large": {"slimllm": {"seconds": 31.0, "peak GB": 18.5}}}
+        content = {"card": card, "GB": 80.0, "driver": "1", "versions": {"torch": "2.15"}, "date": date, "parts": parts}
+        (tmp_path / f"{card}.json").write_text(json.dumps(content))
+    lines = results.gpu_table().splitlines()
+    assert lines[0] == "new (80.0 GB, driver 1), torch 2.15, 2026-02-01."
+    assert lines[4:] == [
+        "| equal | same heads and channels | 2 |",
+        "| equal | random | False |",
+        "| disk | failed | no room |",
+        "| large | slimllm | seconds: 31.0, peak GB: 18.5 |",
+    ]
 
 
 def test_the_bench_measures_what_it_says(tmp_path, monkeypatch):

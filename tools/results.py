@@ -1,4 +1,4 @@
-"""Write the tables of README.md that come from what data/ablations and data/bench.json keep: make results
+"""Write the tables of README.md that come from what data/ablations, data/bench.json and data/gpu keep: make results
 
 They stand between two comments; what is written by hand around them stays. tests/test_tools.py tells stale ones.
 """
@@ -12,9 +12,10 @@ from slimllm_nb.export.checkpoint import markdown_table
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.reproduce.differences import percent
 
-README, BENCH = ROOT / "README.md", ROOT / "data" / "bench.json"
+README, BENCH, GPU = ROOT / "README.md", ROOT / "data" / "bench.json", ROOT / "data" / "gpu"
 START, END = "<!-- `make results` writes from here -->", "<!-- to here -->"
 BENCH_START, BENCH_END = "<!-- `make results` writes the bench from here -->", "<!-- the bench ends here -->"
+GPU_START, GPU_END = "<!-- `make results` writes the GPU from here -->", "<!-- the GPU ends here -->"
 MANY = 900  # percent; what is more is shown as a factor
 GROUPS = ("methods", "goal")  # those that README shows
 
@@ -86,6 +87,23 @@ def bench_table(bench: dict) -> str:
     return f"{head}\n\n" + markdown_table([dict(zip(keys, row, strict=True)) for row in rows])
 
 
+def gpu_table() -> str:
+    """The newest file of data/gpu; see slimllm_nb/gpu."""
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in GPU.glob("*.json")]
+    if not files:
+        return "*Not yet run on a GPU.*"
+    newest = max(files, key=lambda one: one["date"])
+    versions = ", ".join(f"{package} {number}" for package, number in newest["versions"].items())
+    rows = []
+    for part, found in newest["parts"].items():
+        for name, value in found.items():
+            shown = ", ".join(f"{key}: {one}" for key, one in value.items()) if isinstance(value, dict) else str(value)
+            if not isinstance(value, bool) or not value or part != "equal":
+                rows.append({"part": part, "": name, "measured": shown})
+    head = f"{newest['card']} ({newest['GB']} GB, driver {newest['driver']}), {versions}, {newest['date']}."
+    return f"{head}\n\n{markdown_table(rows)}"
+
+
 def section(found: Comparison) -> str:
     """A group as Markdown: what it was measured under, and a table for every setting."""
     protocol = found.protocol
@@ -122,8 +140,9 @@ def main() -> int:
     if BENCH.is_file():
         bench = json.loads(BENCH.read_text(encoding="utf-8"))
         text = replaced(text, bench_table(bench), BENCH_START, BENCH_END)
+    text = replaced(text, gpu_table(), GPU_START, GPU_END)
     write_text(README, text)
-    print(f"{README.name}: tables of {', '.join(name for name in GROUPS if name in kept.groups)}, bench")
+    print(f"{README.name}: tables of {', '.join(name for name in GROUPS if name in kept.groups)}, bench, GPU")
     return 0
 
 

@@ -1,11 +1,13 @@
 """Gradients of the language-modelling loss, for scores that ask for them (LLM-Pruner, arXiv 2305.11627)."""
 
 from collections.abc import Collection
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaForCausalLM
 
 from slimllm_nb.devices import in_batches
@@ -47,7 +49,9 @@ def loss_gradients(
     leaves = [parameters[name].requires_grad_() for layer in wanted for name in layer]
     scale = LOSS_SCALE if model.dtype == torch.float16 else 1
     totals = [torch.zeros_like(one, dtype=torch.float32) for one in leaves]
-    with torch.enable_grad(), progress_bar(total=len(input_ids), desc="gradients", progress=progress) as bar:
+    # The fused kernels' backward passes on a GPU add up in no fixed order: the same seed would give other gradients.
+    attention = sdpa_kernel(SDPBackend.MATH) if model.device.type != "cpu" else nullcontext()
+    with attention, torch.enable_grad(), progress_bar(total=len(input_ids), desc="gradients", progress=progress) as bar:
 
         def gradients(batch: Tensor) -> tuple[float, tuple[Tensor, ...]]:
             loss = functional_call(model, parameters, (batch,), {"labels": batch, "use_cache": False}).loss

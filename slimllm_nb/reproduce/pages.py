@@ -6,6 +6,7 @@ script, no style sheet and no font from anywhere else.
 
 import hashlib
 import html
+import json
 import platform
 import re
 from importlib import metadata
@@ -98,6 +99,8 @@ def write_index(page: Path, profile: Profile, seconds: dict[str, float], verdict
         f'<tr><td><a href="{name}.html">{name}</a></td><td>{took:.0f} s</td></tr>' for name, took in seconds.items()
     )
     versions = {"Python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+    dense = page.parent.parent / "dense.json"
+    device = json.loads(dense.read_text(encoding="utf-8"))["device"] if dense.is_file() else "cpu"
     body = f"""<h1>SlimLLM: what was reproduced</h1>
 <p>Profile <b>{html.escape(profile.name)}</b>: {html.escape(profile.description)}.
 {html.escape(summary(verdicts))}</p>
@@ -112,7 +115,9 @@ An asterisk marks a claim whose failure makes the run fail.</p>
 <h2>Settings</h2>
 <pre>{html.escape(profile.model_dump_json(indent=1))}</pre>
 <h2>Versions</h2>
-<p>{", ".join(f"{name} {version}" for name, version in versions.items())}</p>"""
+<p>{", ".join(f"{name} {version}" for name, version in versions.items())}</p>
+<p>Computed on: {html.escape(device)}. The same seed gives the same heads and channels on the same processor or card and
+with the same versions; others add numbers in another order, and where two are nearly tied another one may go.</p>"""
     write_text(page, _document("SlimLLM: what was reproduced", body))
 
 

@@ -1,0 +1,1 @@
+"""What a GPU proves: python -m slimllm_nb.gpu."""

@@ -1,0 +1,213 @@
+"""What is proven of a GPU, part by part: each gives figures, or raises."""
+
+import gc
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from slimllm_nb import calibration, evaluation, pruning, sources
+from slimllm_nb.disk import prune_checkpoint
+from slimllm_nb.evaluation.speed import measure_speed
+from slimllm_nb.files import ROOT
+from slimllm_nb.methods import method_names
+from slimllm_nb.reproduce.profiles import load_profile
+
+TINY = {"vocab_size": 101, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 4, "head_dim": 4}
+TINY |= {"num_attention_heads": 8, "initializer_range": 0.15, "pad_token_id": 2}
+SAMPLES, LENGTH = 32, 128  # paper section 5.1
+LIMIT = 6 << 30  # bytes of the GPU that pruning from disk may take
+CELLS = """
+import json, sys
+names = {"__name__": "__main__", "display": print}
+for cell in json.load(open(sys.argv[1], encoding="utf-8"))["cells"]:
+    if cell["cell_type"] == "code":
+        exec("".join(cell["source"]), names)
+"""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """device: where it is proven. small: tiny shapes."""
+
+    device: torch.device
+    small: bool
+    notebooks: Path
+
+    def model(self, dtype: torch.dtype, layers: int | None = None) -> LlamaForCausalLM:
+        """Random weights in the shape that LlamaConfig has by default, which is LLaMA-7B's."""
+        shape = (TINY if self.small else {}) | ({} if layers is None else {"num_hidden_layers": layers})
+        return random_model(shape, dtype, self.device)
+
+    def samples(self) -> torch.Tensor:
+        length, vocabulary = (10, TINY["vocab_size"]) if self.small else (LENGTH, LlamaConfig().vocab_size)
+        return torch.randint(3, vocabulary, (SAMPLES, length), generator=torch.Generator().manual_seed(0))
+
+    def amount(self, percent: str) -> dict:
+        """How much is pruned: as in Table 1 of the paper."""
+        if self.small:
+            return {"pruning_ratio": float(percent) / 100, "pruned_layers": 3, "alpha": 2.0}
+        return load_profile(f"llama-7b-{percent}").settings[percent].amount
+
+
+def random_model(shape: dict, dtype: torch.dtype, device: torch.device) -> LlamaForCausalLM:
+    torch.manual_seed(1)
+    with torch.device(device):
+        model = LlamaForCausalLM._from_config(LlamaConfig(**shape), dtype=dtype)
+    return model.eval().requires_grad_(False)
+
+
+def kept(report) -> list[tuple]:
+    return [(set(one.kept_heads), set(one.kept_channels)) for one in report.layers]
+
+
+def shares(some: list[tuple], others: list[tuple]) -> dict[str, float]:
+    """Of the heads and of the channels that others keep, how many are kept here as well."""
+    pairs = list(zip(some, others, strict=True))
+    return {
+        name: sum(len(one[place] & other[place]) for one, other in pairs) / sum(len(other[place]) for _, other in pairs)
+        for place, name in enumerate(("heads", "channels"))
+    }
+
+
+def measured(run: Callable[[], tuple]) -> tuple:
+    """What run() gives, seconds, and the most GB of the device that lived meanwhile."""
+    torch.accelerator.reset_peak_memory_stats()
+    start = time.perf_counter()
+    found = run()
+    torch.accelerator.synchronize()
+    peak = torch.accelerator.max_memory_allocated() / 1e9
+    return found, {"seconds": round(time.perf_counter() - start, 2), "peak GB": float(f"{peak:.4g}")}
+
+
+def equal(asked: Asked) -> dict:
+    torch.set_float32_matmul_precision("high")  # TF32, as NVIDIA's containers set it: pruning must not mind
+    found, samples = {}, torch.randint(3, 101, (20, 10), generator=torch.Generator().manual_seed(0))
+    for name in method_names():
+        for heads in (8, 2):
+            model = random_model(TINY | {"num_key_value_heads": heads}, torch.float32, torch.device("cpu"))
+            options = {"pruning_ratio": 0.4, "pruned_layers": 3, "alpha": 2.0, "method": name, "progress": False}
+            places = "cpu", asked.device, asked.device
+            first, *others = (kept(pruning.prune(model.to(one), samples, **options)[1]) for one in places)
+            found[f"{name}, {heads} key/value heads"] = others == [first, first]
+    torch.set_float32_matmul_precision("highest")
+    return {"same heads and channels": sum(found.values()), "of": len(found)} | found
+
+
+def embedded(asked: Asked) -> dict:
+    profile, metrics = load_profile("embedded"), ROOT / "tests" / "reference" / "06_evaluation.json"
+    reference = json.loads(metrics.read_text(encoding="utf-8"))["metrics"] if metrics.is_file() else {}
+    keys = [profile.mildest] if asked.small else list(profile.settings)
+    samples, corpora, tokens = (2, 1, 256) if asked.small else (SAMPLES, None, profile.evaluation.max_tokens)
+    tokenizer, texts = sources.load_tokenizer(), sources.load_texts(profile.calibration.corpus, "calibration")
+    ids = calibration.draw_samples(texts, tokenizer, samples, profile.calibration.length, profile.seed)
+    blocks = {
+        corpus: evaluation.token_blocks(
+            sources.load_texts(corpus, "held-out"), tokenizer, profile.evaluation.block_length, tokens
+        )
+        for corpus in profile.evaluation.corpora[:corpora]
+    }
+
+    def pruned(model: LlamaForCausalLM, key: str) -> tuple:
+        return pruning.prune(model, ids, **profile.settings[key].amount, progress=False)
+
+    model, found = sources.load_model(), {}
+    here = {key: kept(pruned(model, key)[1]) for key in keys}
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        model = sources.load_model(dtype=dtype, device=str(asked.device))
+        for key in keys:
+            (smaller, report), line = measured(partial(pruned, model, key))
+            line |= {f"share of the CPU's {name}": share for name, share in shares(kept(report), here[key]).items()}
+            for corpus, one in blocks.items():
+                line[f"perplexity, {corpus}"] = value = evaluation.perplexity(smaller, one, progress=False)
+                if (expected := reference.get(f"ppl_{key}_slimllm_{corpus}")) and not asked.small:
+                    line[f"off tests/reference, {corpus}"] = value / expected - 1
+            found[f"{key} %, {str(dtype).removeprefix('torch.')}"] = line
+    return found
+
+
+def notebooks(asked: Asked) -> dict:
+    found, runs = {}, tempfile.mkdtemp()
+    there = {"SLIMLLM_NB_DEVICE": str(asked.device.type), "SLIMLLM_NB_RUNS": runs, "MPLBACKEND": "agg"}
+    for path in sorted(asked.notebooks.glob("*.ipynb")):
+        if path.stem > "07":
+            continue
+        start, how = time.perf_counter(), "papermill" if find_spec("papermill") else "its cells"
+        run = [sys.executable, "-m", "papermill", "--no-progress-bar", str(path), f"{runs}/{path.name}"]
+        if how != "papermill":
+            run = [sys.executable, "-c", CELLS, str(path)]
+        done = subprocess.run(run, env=os.environ | there, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{path.name} ({how}): {done.stderr.strip().splitlines()[-1]}")
+        found[path.stem] = {"seconds": round(time.perf_counter() - start, 1), "by": how}
+    shutil.rmtree(runs)
+    return found
+
+
+def large(asked: Asked) -> dict:
+    model, ids = asked.model(torch.float16), asked.samples()
+    passes = [measured(partial(evaluation.perplexity, model, ids, progress=False)) for _ in range(4)]
+    seconds = [line["seconds"] for _, line in passes]
+    found = {"perplexity, tokens per second": round(ids.numel() / min(seconds)), "its seconds": seconds}
+    weights = []
+    for name in ("slimllm", "slimllm again", "obs_heads_ridge", "flap", "llm_pruner"):
+        options = asked.amount("20") | {"method": name.removesuffix(" again"), "progress": False}
+        (pruned, report), line = measured(partial(pruning.prune, model, ids, **options))
+        spent = sum(one.seconds for one in report.layers)
+        line |= {"seconds in layers": round(spent, 2), "seconds before them": round(report.seconds - spent, 2)}
+        found[name] = line | {"decoder left": round(report.decoder.share_left, 4)}
+        if name.startswith("slimllm"):
+            weights.append({name: one.cpu() for name, one in pruned.state_dict().items()})
+        del pruned
+        release()
+    found["bit for bit twice"] = all(torch.equal(one, weights[1][name]) for name, one in weights[0].items())
+    return found
+
+
+def disk(asked: Asked) -> dict:
+    with tempfile.TemporaryDirectory() as place:
+        asked.model(torch.float16, layers=4 if asked.small else 8).save_pretrained(f"{place}/source")
+        release()
+        words = {f"w{number}": number for number in range(TINY["vocab_size"])}
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(f"{place}/source")
+        amount = asked.amount("20") | {"pruned_layers": 3 if asked.small else 7, "progress": False}
+        cuda = asked.device.type == "cuda"
+        if cuda:
+            torch.cuda.set_per_process_memory_fraction(LIMIT / torch.cuda.get_device_properties(0).total_memory)
+        folders = f"{place}/source", f"{place}/out"
+        report, line = measured(
+            partial(prune_checkpoint, *folders, asked.samples(), **amount, device=str(asked.device))
+        )
+        if cuda:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+    return line | {"layers": len(report.layers), "limit GB": round(LIMIT / 1e9, 2) if cuda else None}
+
+
+def speed(asked: Asked) -> dict:
+    built, ids = {"dense": asked.model(torch.float16)}, asked.samples()
+    for percent in ("20", "50"):
+        built[f"{percent} %"] = pruning.prune(built["dense"], ids, **asked.amount(percent), progress=False)[0]
+        release()
+    small = {"batch_sizes": (2,), "prompt_length": 8, "new_tokens": 4, "repeats": 1}
+    options = small if asked.small else {"batch_sizes": (1, 8), "prompt_length": 256, "new_tokens": 64, "repeats": 3}
+    table = measure_speed(built, **options, progress=False)
+    return {f"{row.model}, batch {row.batch}, {row.measure}": [row.median, row[-1]] for row in table.itertuples()}
+
+
+def release() -> None:
+    """Give back what nothing holds any more."""
+    gc.collect()
+    torch.accelerator.empty_cache()
