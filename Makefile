@@ -45,7 +45,7 @@ check: setup ## run a profile's executed notebooks again on a copy and compare t
 compare: setup ## compare methods at equal numbers of parameters [METHODS=slimllm,flap PROFILE=embedded SEEDS=5 COMPARE=--help]
 	$(PYTHON) -m slimllm_nb.comparison --profile "$(PROFILE)" --methods "$(METHODS)" --seeds $(SEEDS) $(COMPARE)
 
-ablations: setup ## the sweep of data/ablations/plan.yaml; goes on where it stopped [PROFILE=embedded SWEEP=--from-kept or SWEEP="--seeds 1"]
+ablations: setup ## the sweep of data/ablations/plan.yaml; goes on where it stopped [PROFILE=embedded SWEEP="--again GROUP" or SWEEP="--minutes 20"]
 	$(PYTHON) -m slimllm_nb.comparison.ablations --profile "$(PROFILE)" $(SWEEP)
 
 zeroshot: setup ## zero-shot accuracy on the full sets of questions [PROFILE=embedded]

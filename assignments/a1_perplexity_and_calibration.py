@@ -27,7 +27,7 @@
 # | Points | 20 (16 graded by themselves, 4 by a reader) |
 # | Time | 60 to 90 minutes |
 # | Difficulty | easy to medium |
-# | After | notebook `01_calibration` and `06_evaluation`, section 1 |
+# | After | notebook `01_calibration` and `06_evaluation`, section 2 |
 #
 # **Goal.** Everything in this course is judged by one number and decided by one kind of statistic. You write both: perplexity, and a covariance that is gathered batch by batch.
 #

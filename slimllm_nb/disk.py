@@ -5,7 +5,6 @@ the next one is read. In memory are one layer, its statistics and the tokens' hi
 """
 
 import copy
-import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
@@ -22,11 +21,11 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from slimllm_nb import calibration
 from slimllm_nb.checks import require_fitting, require_ids, require_llama
-from slimllm_nb.comparison import identity
 from slimllm_nb.devices import find_device, in_batches
-from slimllm_nb.evaluation.perplexity import negative_log_likelihood, of_sum
+from slimllm_nb.evaluation.perplexity import negative_log_likelihood, perplexity_from_nll
 from slimllm_nb.export.checkpoint import require_free, save_checkpoint
 from slimllm_nb.files import expanded, replacing, require_room, write_text
+from slimllm_nb.fingerprint import digest
 from slimllm_nb.methods import MethodLike, as_method
 from slimllm_nb.methods.gradients import gradient_names
 from slimllm_nb.progress import bar as progress_bar
@@ -105,14 +104,14 @@ class StoredLayers(Layers):
     """Layers of a stored model, and a folder of what was made of them. A layer is done once its output is there, which
     is written last. key: all that decides the result; a folder that was begun with something else is emptied."""
 
-    def __init__(self, stored: StoredModel, batch_size: int, folder: Path, key: dict):
+    def __init__(self, stored: StoredModel, batch_size: int, folder: Path, key: str):
         super().__init__(stored.skeleton, batch_size)
         self.stored, self.folder = stored, folder
-        text, path = json.dumps(key, sort_keys=True, indent=1), folder / "key.json"
-        if folder.is_dir() and not (path.is_file() and path.read_text(encoding="utf-8") == text):
+        path = folder / "key.txt"
+        if folder.is_dir() and not (path.is_file() and path.read_text(encoding="utf-8") == key):
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, text)
+        write_text(path, key)
         self.layer, self.embed = stored.layer, stored.embed
 
     def begun(self, walk: str) -> tuple[int, Tensor | None]:
@@ -182,14 +181,9 @@ def prune_checkpoint(
     require_fitting(stored.skeleton, tokenizer)
     folder = target.with_name(f".{target.name}.work")
     require_room(folder, 2 * sum(one.numel() for one in stored.skeleton.parameters()) * stored.dtype.itemsize)
-    key = {
-        "source": identity.of_files(stored.folder.glob("*")),
-        "computed": [str(stored.dtype), stored.device.type],
-        "method": identity.of_method(method),
-        "inputs": [None if one is None else identity.of_tensor(one) for one in (input_ids, similarity)],
-        "settings": [dataclasses.astuple(amount), seed, batch_size, activation_bytes],
-    }
     settings = Settings(method, similarity, seed, activation_bytes)
+    computed = stored.folder, stored.dtype, stored.device.type, batch_size
+    key = digest(computed=computed, ids=input_ids, amount=amount, parts=method.parts, others=[similarity, seed])
     layers = StoredLayers(stored, batch_size, folder, key)
     pruned, report = prune_decoder(layers, input_ids, amount, settings, progress)
     card["base_model"] = card.get("base_model") or str(source)
@@ -221,7 +215,7 @@ def checkpoint_perplexity(
     for corpus, ids in blocks.items():
         some = ids.split(max(batch_size, HIDDEN_BYTES // (token_bytes * ids.shape[1])))
         total = sum(_likelihood(stored, one, batch_size, corpus, progress) for one in some)
-        found[corpus] = of_sum(total, ids, f"{folder}: the mean negative log-likelihood on {corpus}")
+        found[corpus] = perplexity_from_nll(total, ids, f"{folder}: the mean negative log-likelihood on {corpus}")
     return found
 
 
@@ -232,14 +226,14 @@ def _likelihood(stored: StoredModel, ids: Tensor, batch_size: int, corpus: str, 
     outside = stored.skeleton.model.norm, stored.skeleton.lm_head
     norm, head = (one.to(stored.device, stored.dtype) for one in outside)
 
-    def through(layer: nn.Module, some: Tensor) -> None:
+    def forward(layer: nn.Module, some: Tensor) -> None:
         batch = hidden[some].to(stored.device)
         hidden[some] = layer(batch, **context(batch)).cpu()
 
-    def scored(some: Tensor) -> float:
+    def nll(some: Tensor) -> float:
         return negative_log_likelihood(head(norm(hidden[some].to(stored.device))), ids[some].to(stored.device))
 
     layers = range(len(stored.skeleton.model.layers))
     for index in progress_bar(layers, desc=f"{corpus}, layer", progress=progress):
-        list(in_batches(partial(through, stored.layer(index)), rows, batch_size, f"{corpus}, decoder layer {index}"))
-    return sum(in_batches(scored, rows, batch_size, f"{corpus}, output head"))
+        list(in_batches(partial(forward, stored.layer(index)), rows, batch_size, f"{corpus}, decoder layer {index}"))
+    return sum(in_batches(nll, rows, batch_size, f"{corpus}, output head"))

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,3 +49,10 @@ def require_room(folder: Path, size: int) -> None:
             f"{place} has {free / 1e9:.1f} GB free; the finished layers and the checkpoint made of them may take "
             f"{(size - there) / 1e9:.1f} GB: give a target on another disk"
         )
+
+
+def commit() -> str | None:
+    """The commit that the repository is at; None where there is none, or no git."""
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False) if shutil.which("git") else None
+    return done.stdout.strip() if done and done.returncode == 0 else None

@@ -1,6 +1,8 @@
 """The sweep of ablations: its parts against literal versions, a plan, an interruption, and what is kept."""
 
+import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,14 +13,16 @@ import pytest
 import torch
 
 import literal_methods as literal
+import slimllm_nb
 from conftest import make_small_model
 from slimllm_nb.comparison import ablations
 from slimllm_nb.comparison import plan as plans
-from slimllm_nb.comparison.ablations import measure
-from slimllm_nb.comparison.kept import collect, dumped, kept_ablations, restore
-from slimllm_nb.comparison.plan import PlanError, load_plan, tasks
+from slimllm_nb.comparison.ablations import measure, tasks
+from slimllm_nb.comparison.kept import collect, dumped, kept_ablations
+from slimllm_nb.comparison.plan import PlanError, load_plan
 from slimllm_nb.methods import as_method
 from slimllm_nb.pruning import prune
+from slimllm_nb.reproduce import differences
 from test_comparison import folder, profile, pruned  # noqa: F401  fixtures
 
 PLAN = """
@@ -150,128 +154,95 @@ def test_a_wrong_plan(change, message, plan):
         load_plan(plan)
 
 
-def test_what_is_measured_is_kept_and_known_again(name, plan, pruned, tmp_path):  # noqa: F811
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """Where the kept rows lie."""
+    monkeypatch.setattr(differences, "KEPT", tmp_path / "kept")
+    (tmp_path / "kept").mkdir()
+    return tmp_path / "kept" / "tiny.json"
+
+
+def keep(name, plan, kept, again=()):
+    kept.write_text(dumped(collect(name, plan, kept, again)))
+    return json.loads(kept.read_text())
+
+
+def test_what_is_measured_is_kept_and_not_measured_again(name, plan, pruned, kept, tmp_path):  # noqa: F811
     measured = [row for task in tasks(name, plan) for row in measure(task)]
     assert len(measured) == 2 * 2 * 3 + 2 and len(pruned) == len(measured)
-    content = collect(name, plan)
+    content = keep(name, plan, kept)
     assert [len(group["rows"]) for group in content["groups"].values()] == [12, 2]
     assert content["groups"]["few samples"]["protocol"]["num_samples"] == 9
-    text = dumped(content)
-    assert json.loads(text) == json.loads(json.dumps(content)) and text.count('\n    {"method"') == 14
-    (tmp_path / "kept.json").write_text(text)
-    kept = kept_ablations(name, plan, tmp_path / "kept.json")
-    assert (kept.measured, kept.confirmed, kept.total) == (14, 0, 14)
-    rows = [row for group in kept.groups.values() for row in group.rows]
-    assert [row.model_copy(update={"recipe": ""}) for row in rows] == measured
-    assert kept.questions["few samples"] == "How many?"
-    assert len(kept.groups["rivals"].differences()) == 2 * 2 * 2
-    assert kept.joined("rivals", "rivals").rows == rows[:12]
+    assert kept.read_text().count('\n    {"method"') == 14
+    found = kept_ablations(name, kept)
+    rows = [row for group in found.groups.values() for row in group.rows]
+    assert rows == found.rows == measured and all(row.date for row in rows)
+    assert str(found) == f"14 rows, measured at commit {rows[0].commit} on {rows[0].date}"
+    assert found.questions["few samples"] == "How many?" and len(found.groups["rivals"].differences()) == 2 * 2 * 2
+    assert found.joined("rivals", "rivals").rows == rows[:12]
     with pytest.raises(ValueError, match="group few samples has another protocol than rivals"):
-        kept.joined("rivals", "few samples")
-    assert len(pruned) == len(measured)  # nothing was measured again
+        found.joined("rivals", "few samples")
+    shutil.rmtree(tmp_path / "tiny")  # an edit of the code would have the same effect
+    assert tasks(name, plan) == [] and keep(name, plan, kept) == content
+    assert [str(one) for one in tasks(name, plan, again=["few samples"])] == [
+        f"few samples, {key} %, seed 0" for key in ("20", "50")
+    ]
+    assert len(pruned) == len(measured)
+    assert kept_ablations(name, tmp_path / "nothing.json") is None
 
 
-def test_the_first_seeds_of_every_group(name, plan):
-    found = [(task.group, task.setting, task.seed) for task in tasks(name, plan, seeds=1)]
-    assert found == [(group, setting, 0) for group in ("rivals", "few samples") for setting in ("20", "50")]
-
-
-def test_rows_that_todays_code_would_not_make_are_counted(name, plan, tmp_path):
-    for task in tasks(name, plan, ["rivals"]):
-        measure(task)
-    (tmp_path / "kept.json").write_text(dumped(collect(name, plan)))
-    plan.write_text(PLAN.replace("head_selection: lowest", "channel_selection: lowest"))
-    plans.group_and_bench.cache_clear()
-    kept = kept_ablations(name, plan, tmp_path / "kept.json")
-    assert (kept.measured, kept.confirmed, kept.total) == (8, 0, 12)
-    assert kept_ablations(name, plan, tmp_path / "nothing.json") is None
-
-
-@pytest.mark.slow
-def test_a_part_of_a_sweep_replaces_a_part_of_what_is_kept(name, plan, pruned, tmp_path):  # noqa: F811
-    path = tmp_path / "kept.json"
+def test_what_the_plan_changes_is_measured(name, plan, pruned, kept, tmp_path):  # noqa: F811
     for task in tasks(name, plan):
         measure(task)
-    path.write_text(dumped(collect(name, plan, kept=path)))
-    content = json.loads(path.read_text())
+    before = keep(name, plan, kept)["groups"]["rivals"]["rows"]
+    shutil.rmtree(tmp_path / "tiny")
+    pruned.clear()
+    plan.write_text(PLAN.replace("head_selection: lowest", "channel_selection: lowest").replace("seeds: 2", "seeds: 3"))
+    plans.group_and_bench.cache_clear()
+    waiting = tasks(name, plan)
+    assert [(one.setting, one.seed) for one in waiting] == [(key, seed) for seed in range(3) for key in ("20", "50")]
+    measure(waiting[0])
+    assert pruned == ["no search"]  # SlimLLM's and Wanda-sp's rows are kept
+    rows = keep(name, plan, kept)["groups"]["rivals"]["rows"]
+    assert [row for row in rows if row["method"] != "no search"] == [
+        one for one in before if one["method"] != "no search"
+    ]
+    assert [(row["setting"], row["seed"]) for row in rows if row["method"] == "no search"] == [("20", 0)]
+
+
+@pytest.mark.slow
+def test_a_group_is_measured_again(name, plan, pruned, kept, tmp_path, capsys):  # noqa: F811
+    command = ["--profile", name, "--plan", str(plan), "--workers", "1"]
+    assert ablations.main(command) == 0
+    shutil.copy(tmp_path / "tiny" / "ablations.json", kept)
+    content = json.loads(kept.read_text())
     for group in content["groups"].values():
         for row in group["rows"]:
-            row["made_by"], row["recipe"], row["seconds"] = "f" * 64, "e" * 64, -1.0
-    path.write_text(dumped(content))  # as code of another day made them
-    for file in (tmp_path / "tiny" / "comparison").glob("*.json"):
-        file.unlink()
-    first = next(iter(tasks(name, plan)))
-    new = measure(first)
-    path.write_text(dumped(collect(name, plan, kept=path)))
-    kept = kept_ablations(name, plan, path)
-    assert (kept.measured, kept.confirmed, kept.total) == (3, 3, 14)  # the other seed of this setting is confirmed
-    found = {(row.setting, row.seed, row.method): row for row in kept.groups["rivals"].rows}
-    again = [found[first.setting, first.seed, row.method] for row in new]
-    assert [row.model_copy(update={"recipe": ""}) for row in again] == new
-    assert sum(row.seconds == -1.0 for row in found.values()) == 9
-
-
-def nothing(row):
-    pass
-
-
-def rounding(row):
-    row["perplexity"] = {corpus: value * (1 + 2e-5) for corpus, value in row["perplexity"].items()}
-
-
-def another_number(row):
-    if (row["method"], row["seed"]) == ("wanda_sp", 0):
-        row["perplexity"]["theirs"] *= 1.001
-
-
-def another_size(row):
-    if (row["method"], row["setting"]) == ("wanda_sp", "20"):
-        row["decoder_parameters"] += 1
-
-
-def older_still(row):
-    if row["seed"]:
-        row["recipe"] = "d" * 64
-
-
-CONFIRMED = [(nothing, 6), (rounding, 6), (another_number, 4), (another_size, 5), (older_still, 0)]
+            row["seconds"] = -1.0  # as it was measured on another day
+    kept.write_text(dumped(content))
+    shutil.rmtree(tmp_path / "tiny" / "comparison")
+    assert ablations.main([*command, "--again", "few samples"]) == 0
+    rows = json.loads((tmp_path / "tiny" / "ablations.json").read_text())["groups"]
+    assert all(row["seconds"] == -1.0 for row in rows["rivals"]["rows"])
+    assert all(row["seconds"] > 0 for row in rows["few samples"]["rows"])
+    capsys.readouterr()
+    shutil.rmtree(tmp_path / "tiny")
+    kept.unlink()
+    assert ablations.main([*command, "--minutes", "0"]) == 0
+    assert "Left, for the same command again: rivals, " in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_kept_rows_are_confirmed_by_another_seed(name, plan, tmp_path):
-    """Two seeds are kept, as older code measured them; today's has measured the first. Of the six rows of the second,
-    those are confirmed whose first seed came out the same and was kept by the same code."""
-    path = tmp_path / "kept.json"
-    for task in tasks(name, plan, ["rivals"]):
-        measure(task)
-    fresh = collect(name, plan, kept=path)
-    for file in (tmp_path / "tiny" / "comparison").glob("*.json"):
-        if json.loads(file.read_text())["seed"]:
-            file.unlink()
-    for change, expected in CONFIRMED:
-        content = json.loads(json.dumps(fresh))
-        for row in content["groups"]["rivals"]["rows"]:
-            row["made_by"], row["recipe"] = "f" * 64, "e" * 64
-            change(row)
-        path.write_text(dumped(content))
-        for _ in range(2):  # what is confirmed stays so
-            path.write_text(dumped(collect(name, plan, kept=path)))
-            kept = kept_ablations(name, plan, path)
-            assert (kept.measured, kept.confirmed, kept.total) == (6, expected, 12), change.__name__
-
-
-@pytest.mark.slow
-def test_a_sweep_takes_what_is_kept(name, plan, pruned, tmp_path):  # noqa: F811
-    path = tmp_path / "kept.json"
-    rows = [row for task in tasks(name, plan) for row in measure(task)]
-    path.write_text(dumped(collect(name, plan)))
-    for file in (tmp_path / "tiny" / "comparison").glob("*.json"):
-        file.unlink()
-    before = len(pruned)
-    restore(name, plan, tmp_path / "nothing.json")
-    restore(name, plan, path)
-    assert [row for task in tasks(name, plan) for row in measure(task)] == rows
-    assert len(pruned) == before
+def test_a_kept_row_measured_again():
+    """Another one at each version; less than 1 % off."""
+    plans.group_and_bench.cache_clear()
+    plans._first.clear()
+    found = [row for row in kept_ablations().groups["8 samples"].rows if row.method == "slimllm"]
+    row = found[int(hashlib.sha256(slimllm_nb.__version__.encode()).hexdigest(), 16) % len(found)]
+    bench = plans.group_and_bench("embedded", plans.PLAN, "8 samples")[1]
+    again = bench.row(as_method("slimllm"), row.setting, row.seed, None)
+    assert again.decoder_parameters == row.decoder_parameters
+    assert again.perplexity == pytest.approx(row.perplexity, rel=0.01)
 
 
 @pytest.mark.slow
@@ -295,5 +266,5 @@ def test_an_interrupted_sweep_goes_on(name, plan, pruned, tmp_path):  # noqa: F8
 def test_the_command_refuses_what_it_does_not_know(name, plan, capsys):
     assert ablations.main(["--profile", name, "--plan", str(plan), "--groups", "rivls"]) == 2
     assert "no group rivls" in capsys.readouterr().err
-    assert ablations.main(["--profile", name, "--plan", str(plan), "--seeds", "0"]) == 2
-    assert "--seeds is 0; allowed: at least 1" in capsys.readouterr().err
+    assert ablations.main(["--profile", name, "--plan", str(plan), "--again", "few"]) == 2
+    assert "no group few in" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import linecache
+import shutil
 from importlib import import_module
 
 import numpy as np
@@ -9,11 +11,13 @@ import pytest
 import torch
 
 from conftest import make_small_model
-from slimllm_nb import comparison, sources
-from slimllm_nb.comparison import Comparison, Protocol, compare, identity
+from slimllm_nb import comparison, fingerprint, sources
+from slimllm_nb.comparison import Comparison, Protocol, compare
 from slimllm_nb.comparison.__main__ import main, method_of
+from slimllm_nb.comparison.compare import Bench
 from slimllm_nb.comparison.protocol import protocol_of
 from slimllm_nb.comparison.table import Row
+from slimllm_nb.fingerprint import digest
 from slimllm_nb.methods import as_method, register
 from slimllm_nb.methods.ridge import ridge_fixed
 from slimllm_nb.reproduce import load_profile
@@ -238,7 +242,7 @@ def with_global(input_norms):
 
 
 def of(**parts):
-    return identity.of_method(as_method(parts))
+    return digest(parts=as_method(parts).parts)
 
 
 def test_a_method_is_known_by_its_parts():
@@ -250,13 +254,15 @@ def test_a_method_is_known_by_its_parts():
         assert shifts[0] == shifts[1] != shifts[2]
     partials = [of(recovery=functools.partial(ridge_fixed, penalty=penalty)) for penalty in (0.1, 0.1, 0.2)]
     assert partials[0] == partials[1] != partials[2]
-    assert identity.of_method(as_method("flap")) == identity.of_method(as_method("flap"))
+    assert of(base="flap") == of(base="flap") != of(base="wanda_sp")
     assert of(channel_score=lambda input_norms: input_norms) != of(channel_score=lambda input_norms: 2 * input_norms)
 
 
 def notebook_cell(source: str) -> dict:
-    space = {"__name__": "__main__"}
-    exec(compile(source, "<cell>", "exec"), space)
+    """As IPython runs it: the source can be had."""
+    name, space = f"<cell {len(linecache.cache)}>", {"__name__": "__main__"}
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    exec(compile(source, name, "exec"), space)
     return space
 
 
@@ -273,31 +279,36 @@ def test_functions_of_a_notebook_are_known_by_what_they_do():
         def __call__(self, input_norms):
             return input_norms
 
-    assert of(channel_score=Score()) != of(channel_score=Score())  # nobody knows what is in it: measured anew
+    assert of(channel_score=Score()) != of(channel_score=Score())  # what is in it is unknown: measured anew
+    space = {}
+    exec("def score(input_norms):\n    return input_norms", space)  # its source cannot be had
+    assert of(channel_score=space["score"]) != of(channel_score=space["score"])
 
 
-def test_only_a_methods_own_files_count(tmp_path, monkeypatch):
-    identity._of_own_file.cache_clear()
-    read = []
-    real = identity.file_digest
-    monkeypatch.setattr(identity, "file_digest", lambda file, without: read.append(file.name) or real(file, without))
-    identity.of_method(as_method("wanda_sp"))
-    assert set(read) == {"wanda.py", "published.py"}
-    files = {part.name for part in stamps_of_code()}
-    assert {"prune.py", "layer.py", "modeling.py", "compare.py", "calibration.py", "perplexity.py"} <= files
-    assert not files & {"flap.py", "published.py", "table.py", "profiles.py", "zeroshot.py", "progress.py"}
+def test_a_row_follows_the_code_the_texts_and_the_model(profile, folder, tmp_path, monkeypatch):
+    def made_by():
+        return Bench(profile, protocol_of(profile)).made_by(as_method("slimllm"), "20", 0, None)
 
-
-def stamps_of_code():
-    from slimllm_nb.reproduce import stamps
-
-    seen = []
-    real = stamps._add_files
-    identity.of_code.cache_clear()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stamps, "_add_files", lambda total, files: seen.extend(files) or real(total, files))
-        identity.of_code()
-    return seen
+    known = made_by()
+    assert made_by() == known
+    shutil.copytree(folder, tmp_path / "copy")
+    text = profile.texts["mine"].model_copy(update={"files": [str(tmp_path / "copy" / "mine.txt")]})
+    profile = profile.model_copy(
+        update={"texts": profile.texts | {"mine": text}, "model": str(tmp_path / "copy/llama")}
+    )
+    moved = made_by()
+    assert moved != known
+    for file in ("mine.txt", "llama/config.json"):
+        with (tmp_path / "copy" / file).open("a") as stream:
+            stream.write("\n\n")
+        assert made_by() not in (moved, known)
+        moved = made_by()
+    shutil.copytree(fingerprint.PACKAGE, tmp_path / "package", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "package" / "heads.py").write_text("")
+    monkeypatch.setattr(fingerprint, "PACKAGE", tmp_path / "package")
+    fingerprint._code.cache_clear()
+    assert made_by() != moved
+    fingerprint._code.cache_clear()
 
 
 def test_a_registered_function_is_a_method_of_its_own():
@@ -365,13 +376,12 @@ def with_partial(input_norms):
 @pytest.mark.parametrize("score", [with_module, with_array, with_partial])
 def test_what_a_notebooks_score_names_is_known_again(score, monkeypatch):
     """A module, an array and a partial of the notebook's own: the same digest every time, another one when changed."""
-    monkeypatch.setattr(identity.inspect, "getsourcefile", lambda _: "<a notebook's cell>")
     method = {"name": "mine", "channel_score": score}
-    first = identity.of_method(as_method(method))
-    assert first == identity.of_method(as_method(method))
+    first = of(**method)
+    assert first == of(**method)
     for name, other in (("RELU", torch.nn.ELU()), ("WEIGHTS", WEIGHTS + 1), ("TWICE", functools.partial(max, 1.0))):
         monkeypatch.setitem(score.__globals__, name, other)
-    assert first != identity.of_method(as_method(method))
+    assert first != of(**method)
 
 
 def test_a_method_without_rows_at_one_setting_is_left_out_there():

@@ -10,10 +10,12 @@ from slimllm_nb import calibration, devices
 from slimllm_nb.command import command
 from slimllm_nb.devices import DeviceError, exact_float32, find_device, in_batches
 from slimllm_nb.evaluation import perplexity
+from slimllm_nb.gpu import parts
 from slimllm_nb.llama import PROJECTIONS
 from slimllm_nb.methods.gradients import loss_gradients
 from slimllm_nb.pruning import prune
 from slimllm_nb.sources import load_model, load_texts, load_tokenizer
+from workplace import write_notebook
 
 AMOUNT = {"pruning_ratio": 0.4, "pruned_layers": 2, "alpha": 1.0, "progress": False}
 
@@ -175,3 +177,14 @@ def lowest(layer, gradients):
         weight, gradient = getattr(layer.mlp, name).weight, gradients[f"mlp.{name}.weight"]
         total += (weight.double() * gradient).abs().sum(0 if name == "down_proj" else 1)
     return total.argsort()[: len(total) // 4].tolist()
+
+
+def test_the_proof_of_a_gpu_runs_cells_where_papermill_is_missing(tmp_path, monkeypatch):
+    cells = "import os\nfor_all = os.environ['SLIMLLM_NB_DEVICE']", "[display(one) for one in for_all]"
+    write_notebook(tmp_path, "00", *cells)
+    monkeypatch.setattr(parts, "find_spec", lambda name: None)
+    asked = parts.Asked(torch.device("cpu"), True, tmp_path)
+    assert parts.notebooks(asked)["00"]["by"] == "its cells"
+    write_notebook(tmp_path, "01", "raise ArithmeticError('here')")
+    with pytest.raises(RuntimeError, match=r"01.ipynb \(its cells\): ArithmeticError: here"):
+        parts.notebooks(asked)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import conftest
 from conftest import make_small_model
 from slimllm_nb.devices import DeviceError
 from slimllm_nb.disk import StoredModel, prune_checkpoint
@@ -120,16 +121,13 @@ class Cut:
 
 
 def scored_by(cut: Cut) -> dict:
-    """The same method every time: only a function of a notebook that closes over nothing is known again."""
-    CUT[0] = cut
+    """The same method every time: what it names are modules."""
+    conftest.cut = cut
     return {"name": "cut", "channel_score": cut_score, "recovery": "none"}
 
 
-CUT: list = [None]
-
-
 def cut_score(input_norms, layer_index):
-    return CUT[0](input_norms, layer_index)
+    return conftest.cut(input_norms, layer_index)
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ import shutil
 import nbformat
 import pytest
 
+from slimllm_nb import fingerprint
+from slimllm_nb.corpora import TextSource
 from slimllm_nb.files import write_text
 from slimllm_nb.reproduce import pages, profiles, runner, stamps
 from workplace import CLAIMS, PARAMETERS, write_notebook
@@ -230,42 +232,42 @@ def test_a_changed_parameter_runs_only_notebooks_that_have_it(played):
 
 @pytest.fixture
 def dependent(workplace, tmp_path, monkeypatch):
-    """digests() of three notebooks: one imports heads alone, one pruning, which imports heads and channels, one what
-    reads data/."""
-    for constant, name in (("PACKAGE", "slimllm_nb"), ("DATA", "data")):
-        original = getattr(stamps, constant)
-        shutil.copytree(original, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-        monkeypatch.setattr(stamps, constant, tmp_path / name)
+    """digests() of two notebooks, and a copy of all that they depend on."""
+    for module, constant, name in ((fingerprint, "PACKAGE", "slimllm_nb"), (stamps, "DATA", "data")):
+        shutil.copytree(getattr(module, constant), tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        monkeypatch.setattr(module, constant, tmp_path / name)
     shutil.copy(stamps.LOCK, tmp_path / "requirements.lock")
     monkeypatch.setattr(stamps, "LOCK", tmp_path / "requirements.lock")
-    write_notebook(workplace.notebooks, "01_first", "from slimllm_nb import heads")
-    write_notebook(workplace.notebooks, "02_second", "%%time\nfrom slimllm_nb.pruning import prune")
-    third = "from slimllm_nb import reproduce\nfrom slimllm_nb.evaluation.zeroshot import zeroshot"
-    write_notebook(workplace.notebooks, "03_third", third)
-    profile = profiles.load_profile("embedded")
+    (tmp_path / "mine.txt").write_text("A text of one's own.")
+    write_notebook(workplace.notebooks, "01_first", "print(5)")
+    write_notebook(workplace.notebooks, "02_second", "%%time\nprint(6)")
+    own = {"texts": {"mine": TextSource(files=[str(tmp_path / "mine.txt")])}}
+    profile = profiles.load_profile("embedded").model_copy(update=own)
 
     def digests(profile=profile):
+        fingerprint._code.cache_clear()
         paths = sorted(workplace.notebooks.glob("*.ipynb"))
-        return {path.stem: stamps.digest(path, profile, {}) for path in paths}
+        return {path.stem: stamps.digest(path, profile, {}) for path in paths} | {"dense": stamps.dense_digest(profile)}
 
-    return tmp_path, digests
+    yield tmp_path, digests
+    fingerprint._code.cache_clear()
+
+
+NOTEBOOKS = {"01_first", "02_second"}
 
 
 @pytest.mark.parametrize(
     ("file", "changed"),
     [
-        ("slimllm_nb/__init__.py", {"01_first", "02_second", "03_third"}),
-        ("slimllm_nb/heads.py", {"01_first", "02_second"}),
-        ("slimllm_nb/channels.py", {"02_second"}),
-        ("slimllm_nb/pruning/layer.py", {"02_second"}),
-        ("slimllm_nb/export/gguf.py", set()),
-        ("requirements.lock", {"01_first", "02_second", "03_third"}),
-        ("data/paper/table5_ablation_alpha.csv", {"03_third"}),
-        ("data/tasks/analogies.yaml", {"03_third"}),
-        ("data/corpora.yaml", {"03_third"}),
-        ("slimllm_nb/sources/questions.py", {"03_third"}),  # imported by a task file alone
-        ("data/zeroshot/embedded.json", set()),
+        ("slimllm_nb/heads.py", NOTEBOOKS | {"dense"}),
+        ("requirements.lock", NOTEBOOKS | {"dense"}),
+        ("mine.txt", NOTEBOOKS | {"dense"}),
+        ("data/ablations/plan.yaml", NOTEBOOKS),
+        ("data/paper/table5_ablation_alpha.csv", NOTEBOOKS),
+        ("data/tasks/analogies.yaml", NOTEBOOKS),
+        ("data/zeroshot/embedded.json", NOTEBOOKS),
         ("data/paper/README.md", set()),
+        ("data/gpu/card.json", set()),
         ("data/tasks/__pycache__/utils.cpython-311.pyc", set()),
     ],
 )
@@ -292,35 +294,3 @@ def test_a_digest_follows_the_profile_and_the_code_and_not_the_outputs(dependent
     notebook.cells[1].source += "\nprint(6)"
     nbformat.write(notebook, path)
     assert digests()["01_first"] != before["01_first"]
-
-
-@pytest.mark.parametrize(
-    ("source", "modules"),
-    [
-        ("import slimllm_nb.llama", {"llama"}),
-        ("from slimllm_nb.llama import head_columns as a", {"llama"}),
-        ("if True:\n    from slimllm_nb import llama, regression", {"llama", "regression"}),
-        ("%matplotlib inline\n!ls\nfrom slimllm_nb import llama", {"llama"}),
-        ("from slimllm_nb import llama\ntext = ('%d'\n% 5)", {"llama"}),
-        (
-            "from slimllm_nb.sources.articles import clean",
-            {
-                "articles",
-                "corpora",
-                "devices",
-                "downloads",
-                "embedded",
-                "embedded_texts",
-                "files",
-                "hub",
-                "modeling",
-                "models",
-            }
-            | {"settings", "texts"},
-        ),
-    ],
-)
-def test_imports_are_found_wherever_they_stand(source, modules, tmp_path):
-    write_notebook(tmp_path, "n", source)
-    found = stamps._used_by_cells(tmp_path / "n.ipynb", stamps.read_cells(tmp_path / "n.ipynb"))
-    assert {path.stem for path in found} == modules | {"__init__"}

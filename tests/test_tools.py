@@ -74,13 +74,13 @@ def test_reference_keeps_what_a_run_left(runs, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "zeroshot" / "embedded.json").read_text() == '{"rows": []}'
 
 
-def test_kept_accuracies_tell_whether_todays_code_made_them(tmp_path, monkeypatch):
+def test_kept_accuracies_tell_when_they_were_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(kept, "ZEROSHOT", tmp_path)
     assert kept.kept_zeroshot("embedded") is None
-    for code, current in ((kept.current_code(), True), ("0" * 64, False)):
-        (tmp_path / "embedded.json").write_text(json.dumps({"code": code, "rows": [{"model": "dense"}]}))
-        table, found = kept.kept_zeroshot("embedded")
-        assert (found, table.to_dict("records")) == (current, [{"model": "dense"}])
+    content = {"commit": "abc1234", "date": "2026-11-26", "rows": [{"model": "dense"}]}
+    (tmp_path / "embedded.json").write_text(json.dumps(content))
+    table, when = kept.kept_zeroshot("embedded")
+    assert (when, table.to_dict("records")) == ("at commit abc1234 on 2026-11-26", [{"model": "dense"}])
 
 
 def comparison(*lists) -> Comparison:
@@ -98,8 +98,8 @@ def test_results_are_written_between_two_comments():
     found = comparison(("slimllm", [10.0, 20.0]), ("half", [5.0, 10.0]), ("unclear", [9.0, 22.0]))
     found.rows += comparison(("worse", [120.0, 240.0])).rows
     text = f"before\n{results.START}\nold\n{results.END}\nafter"
-    written = results.replaced(text, results.tables(Kept({"methods": found}, {}, 8, 0, 8)))
-    assert written == results.replaced(written, results.tables(Kept({"methods": found}, {}, 8, 0, 8)))
+    written = results.replaced(text, results.tables(Kept({"methods": found}, {})))
+    assert written == results.replaced(written, results.tables(Kept({"methods": found}, {})))
     lines = written.splitlines()
     assert (lines[0], lines[-1]) == ("before", "after") and "old" not in lines
     assert lines[2] == "8 calibration samples of 16 tokens from other documents of news, 2 seeds. Dense: news 5.0."

@@ -9,16 +9,16 @@ import argparse
 import json
 import sys
 import time
+from datetime import date
 from importlib.metadata import version
 
 from slimllm_nb.calibration import draw_samples
 from slimllm_nb.command import command
 from slimllm_nb.evaluation import count_parameters
 from slimllm_nb.evaluation.zeroshot import LOCAL, zeroshot
-from slimllm_nb.files import write_text
+from slimllm_nb.files import commit, write_text
 from slimllm_nb.pruning import prune
 from slimllm_nb.reproduce import load_profile, run_folder
-from slimllm_nb.reproduce.kept import current_code
 from slimllm_nb.sources import load_model, load_texts, load_tokenizer
 
 PACKAGES = ("lm-eval", "torch", "transformers")
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(profile_name: str, limit: int | None, device: str | None) -> dict:
     """The table, and all that made it."""
-    profile, code, start = load_profile(profile_name), current_code(), time.perf_counter()
+    profile, start = load_profile(profile_name), time.perf_counter()
     asked = profile.zeroshot
     tasks, options = (asked.tasks, {"add_bos_token": asked.add_bos_token}) if asked else (LOCAL, {})
     dense = load_model(profile.model, **profile.loading | ({"device": device} if device else {}))
@@ -61,7 +61,8 @@ def measure(profile_name: str, limit: int | None, device: str | None) -> dict:
         rows += [{"model": name, "parameters": parameters, **row} for row in table.to_dict("records")]
     return {
         "profile": profile.model_dump(),
-        "code": code,
+        "commit": commit(),
+        "date": date.today().isoformat(),
         "dtype": str(dense.dtype).removeprefix("torch."),
         "device": str(dense.device),
         "versions": {package: version(package) for package in PACKAGES},

@@ -1,8 +1,8 @@
 """The sweep of data/ablations/plan.yaml: every group of methods over seeds, several rows at a time.
 
-python -m slimllm_nb.comparison.ablations writes runs/<profile>/ablations.json; `make reference` keeps it in
-data/ablations, from where kept_ablations reads it. Every row carries the digest of what decided it, so that it shows
-which were measured by the code as it is now.
+python -m slimllm_nb.comparison.ablations measures what the plan names and data/ablations lacks (--again GROUP: all of
+that group anew), in slices of at most 40 minutes, and writes runs/<profile>/ablations.json; `make reference` keeps it
+in data/ablations, from where kept_ablations reads it.
 """
 
 import argparse
@@ -11,42 +11,75 @@ import os
 import queue
 import sys
 import time
+from collections.abc import Collection
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from slimllm_nb.command import command
-from slimllm_nb.comparison.kept import collect, dumped, restore
-from slimllm_nb.comparison.plan import PLAN, PlanError, Task, group_and_bench, load_plan, tasks
+from slimllm_nb.comparison.kept import collect, dumped, usable
+from slimllm_nb.comparison.plan import PLAN, PlanError, group_and_bench, load_plan
 from slimllm_nb.comparison.table import Row
 from slimllm_nb.files import write_text
 from slimllm_nb.progress import bar as progress_bar
 from slimllm_nb.reproduce.profiles import load_profile, run_folder
 
+MINUTES = 40  # of a slice
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one worker does at a time: the rows of a group that share seed and budget. again: the kept ones too."""
+
+    profile: str
+    plan: Path
+    group: str
+    setting: str
+    seed: int
+    again: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.group}, {self.setting} %, seed {self.seed}"
+
+
+def tasks(profile: str, plan: Path = PLAN, groups: list[str] | None = None, again: Collection[str] = ()) -> list[Task]:
+    """What is not kept of these groups (None: all), and all of `again`, group by group, so that what is asked first is
+    answered first."""
+    settings, found = load_profile(profile).settings, []
+    for name, group in load_plan(plan).items():
+        if groups is None or name in groups:
+            kept = {(row.setting, row.seed, row.method) for row in usable(profile, plan, name)}
+            for seed in range(group.seeds):
+                for key in settings:
+                    missing = [one for one in group.named_methods() if (key, seed, one) not in kept]
+                    if missing or name in again:
+                        found.append(Task(profile, plan, name, key, seed, name in again))
+    return found
+
 
 def measure(task: Task) -> list[Row]:
-    """The rows of a task, measured or found; a worker says so as soon as each is there."""
+    """The rows of a task, kept, found or measured; a worker says so as soon as each is there."""
     group, bench = group_and_bench(task.profile, task.plan, task.group)
-    rows = []
-    for row in bench.rows_of_seed(group.named_methods(), task.setting, task.seed):
+    kept = {} if task.again else {
+        row.method: row for row in usable(task.profile, task.plan, task.group)
+        if (row.setting, row.seed) == (task.setting, task.seed)
+    }  # fmt: skip
+    rows, share = [], None
+    for method in group.named_methods().values():
+        row = kept.get(method.name) or bench.row(method, task.setting, task.seed, share)
+        share = row.decoder_share if share is None else share
         rows.append(row)
         for done in _done:
             done.put(f"{task.group}: {row.method}, {row.setting} %, seed {row.seed}")
     return rows
 
 
-def sweep(
-    profile: str,
-    plan: Path = PLAN,
-    groups: list[str] | None = None,
-    workers: int = 1,
-    seeds: int | None = None,
-) -> None:
-    """Measure what is not measured yet, the first `seeds` of every group (None: all); `workers` processes share the
-    cores. Raises: those of Bench.row; ValueError for seeds below 1."""
-    if seeds is not None and seeds < 1:
-        raise ValueError(f"--seeds is {seeds}; allowed: at least 1")
-    waiting = list(tasks(profile, plan, groups, seeds))
-    rows_of = {name: len(group.named_methods()) for name, group in load_plan(plan).items()}
+def sweep(waiting: list[Task], workers: int = 1, minutes: float = MINUTES) -> list[Task]:
+    """Measure these; `workers` processes share the cores. After so many minutes no task is begun any more; returns what
+    is left. Raises: those of Bench.row."""
+    groups, start = {(one.plan, one.group) for one in waiting}, time.monotonic()
+    rows_of = {name: len(group.named_methods()) for plan, name in groups for group in [load_plan(plan)[name]]}
     total = sum(rows_of[task.group] for task in waiting)
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
@@ -58,20 +91,21 @@ def sweep(
         futures = [pool.submit(measure, task) for task in waiting]
         try:
             while not all(one.done() for one in futures) or not done.empty():
-                try:
+                if time.monotonic() - start > 60 * minutes:
+                    for one in futures:
+                        one.cancel()
+                with suppress(queue.Empty):
                     bar.set_postfix_str(done.get(timeout=1), refresh=False)
                     bar.update()
-                except queue.Empty:
-                    for one in futures:
-                        if one.done():
-                            one.result()
-            for one in futures:
-                one.result()
+                for one in futures:
+                    if one.done() and not one.cancelled():
+                        one.result()
         except BaseException:  # an interruption, too: what runs is not waited for
             pool.shutdown(cancel_futures=True, wait=False)
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
+    return [task for task, one in zip(waiting, futures, strict=True) if one.cancelled()]
 
 
 def _start(threads: int, done: multiprocessing.Queue) -> None:
@@ -94,28 +128,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--plan", type=Path, default=PLAN, help="another file of groups")
     parser.add_argument("--groups", help="by comma (default: all)")
     parser.add_argument("--workers", type=int, help="processes at once (default: a core each; one on a GPU)")
+    parser.add_argument("--again", default="", metavar="GROUPS", help="by comma: measured anew, kept or not")
     parser.add_argument(
-        "--from-kept", action="store_true", help="do not measure what data/ablations keeps and today's code would make"
+        "--minutes", type=float, default=MINUTES, help=f"after which no row is begun (default: {MINUTES})"
     )
-    parser.add_argument("--seeds", type=int, help="the first so many of every group; confirms the kept others")
     options = parser.parse_args(arguments)
-    start = time.perf_counter()
-    try:
-        profile, plan = load_profile(options.profile), load_plan(options.plan)
-        groups = options.groups.split(",") if options.groups else None
-        if unknown := set(groups or ()) - set(plan):
-            raise PlanError(f"no group {', '.join(sorted(unknown))} in {options.plan}; allowed: {', '.join(plan)}")
-        if options.from_kept:
-            restore(options.profile, options.plan)
-        workers = options.workers or ((os.cpu_count() or 1) if profile.device == "cpu" else 1)
-        sweep(options.profile, options.plan, groups, workers, options.seeds)
-    finally:
-        seconds = time.perf_counter() - start
-    content = collect(options.profile, options.plan)
+    profile, plan, start = load_profile(options.profile), load_plan(options.plan), time.perf_counter()
+    groups = options.groups.split(",") if options.groups else None
+    again = options.again.split(",") if options.again else []
+    if unknown := {*(groups or ()), *again} - set(plan):
+        raise PlanError(f"no group {', '.join(sorted(unknown))} in {options.plan}; allowed: {', '.join(plan)}")
+    workers = options.workers or ((os.cpu_count() or 1) if profile.device == "cpu" else 1)
+    left = sweep(tasks(options.profile, options.plan, groups, again), workers, options.minutes)
+    seconds, content = time.perf_counter() - start, collect(options.profile, options.plan, again=again)
     path = run_folder(profile.name) / "ablations.json"
     write_text(path, dumped(content))
     rows = sum(len(group["rows"]) for group in content["groups"].values())
     print(f"{rows} rows, {seconds / 60:.0f} min. Written: {path}; `make reference` keeps them.")
+    if left:
+        print(f"Left, for the same command again: {'; '.join(map(str, left))}.")
     return 0
 
 

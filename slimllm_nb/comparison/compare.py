@@ -3,17 +3,19 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from slimllm_nb.calibration import windows
-from slimllm_nb.comparison import identity
 from slimllm_nb.comparison.protocol import Protocol, protocol_of
 from slimllm_nb.comparison.table import Comparison, Row
+from slimllm_nb.corpora import find_corpus
 from slimllm_nb.evaluation import count_parameters, perplexity, token_blocks
-from slimllm_nb.files import write_text
+from slimllm_nb.files import commit, write_text
+from slimllm_nb.fingerprint import digest, fingerprint
 from slimllm_nb.methods import Method, MethodLike, as_method
 from slimllm_nb.progress import bar as progress_bar
 from slimllm_nb.pruning import layer_similarities, prune
@@ -71,7 +73,7 @@ def named(methods: Sequence[MethodLike]) -> dict[str, Method]:
     """The methods by name, SlimLLM first."""
     found = {REFERENCE: as_method(REFERENCE)}
     for method in map(as_method, methods):
-        if method.name == REFERENCE and identity.of_method(method) == identity.of_method(found[REFERENCE]):
+        if method.name == REFERENCE and digest(parts=method.parts) == digest(parts=found[REFERENCE].parts):
             continue
         if method.name in found:
             raise ValueError(f"two methods are called {method.name!r}: give one another 'name'")
@@ -150,11 +152,8 @@ class Bench:
         self._loaded = other._loaded
 
     def made_by(self, method: Method, key: str, seed: int, share: float | None) -> str:
-        """The digest of all that decides this row. Loads no model."""
-        if id(method) not in self._methods:
-            self._methods[id(method)] = method, identity.of_method(method)
-        parts = self._methods[id(method)][1]
-        return identity.digest(common=self._common, method=parts, amount=self._amount(key, share), seed=seed)
+        """The fingerprint of all that decides this row. Loads no model."""
+        return fingerprint(common=self._common, parts=method.parts, amount=self._amount(key, share), seed=seed)
 
     def _amount(self, key: str, share: float | None) -> dict:
         setting = self.profile.settings[key]
@@ -177,14 +176,14 @@ class Bench:
                 model_share=1.0,
             )
 
-        return self.keep(identity.digest(common=self._common, dense=True), measured)
+        return self.keep(fingerprint(common=self._common), measured)
 
     def keep(self, made_by: str, measured: Callable[[], Row]) -> Row:
-        """The row of this digest: read, or measured and written."""
+        """The row of this fingerprint: read, or measured and written."""
         path = self._path(made_by)
         if path.is_file():
             return Row.model_validate_json(path.read_text(encoding="utf-8"))
-        row = measured().model_copy(update={"made_by": made_by})
+        row = measured().model_copy(update={"commit": commit(), "date": date.today().isoformat()})
         write_text(path, row.model_dump_json(indent=1) + "\n")
         return row
 
@@ -192,13 +191,13 @@ class Bench:
         return comparison_folder(self.profile.name) / f"{made_by[:24]}.json"
 
     @cached_property
-    def _methods(self) -> dict:
-        return {}
-
-    @cached_property
-    def _common(self) -> list:
-        protocol = identity.of_protocol(self.protocol, self.profile)
-        return [identity.of_code(), identity.of_model(self.profile), protocol]
+    def _common(self) -> str:
+        """The model and how it is loaded, the protocol, and the content of texts of one's own."""
+        profile, protocol = self.profile, self.protocol
+        corpora = [find_corpus(name, profile.texts) for name in (*protocol.calibrate_on, *protocol.judge_on)]
+        files = [Path(file) for one in corpora if one is not None for file in one.files or ()]
+        model = Path(profile.model) if Path(profile.model).is_dir() else profile.model
+        return digest(model=[model, profile.loading, profile.tokenizing], protocol=protocol, texts=[corpora, files])
 
     @cached_property
     def _loaded(self) -> dict:

@@ -1,7 +1,5 @@
 """The plan of the sweep (data/ablations/plan.yaml): groups of methods, each compared with SlimLLM by one protocol."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -68,25 +66,3 @@ def group_and_bench(profile: str, plan: Path, name: str) -> tuple[Group, Bench]:
 
 
 _first: dict[str, Bench] = {}
-
-
-@dataclass(frozen=True)
-class Task:
-    """What one worker does at a time: the rows of a group that share seed and budget."""
-
-    profile: str
-    plan: Path
-    group: str
-    setting: str
-    seed: int
-
-
-def tasks(profile: str, plan: Path = PLAN, groups: list[str] | None = None, seeds: int | None = None) -> Iterator[Task]:
-    """All tasks of these groups (None: all), group by group, so that what is asked first is answered first. seeds: the
-    first so many of each group (None: all)."""
-    settings = load_profile(profile).settings
-    for name, group in load_plan(plan).items():
-        if groups is None or name in groups:
-            for seed in range(group.seeds)[:seeds]:
-                for key in settings:
-                    yield Task(profile, plan, name, key, seed)

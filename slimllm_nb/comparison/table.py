@@ -18,8 +18,7 @@ VERDICTS = {1: "higher", -1: "lower", 0: "cannot be told"}
 
 class Row(BaseModel):
     """One method at one setting with one seed. Seconds: of the pruning, with similarities where it asks for them.
-    made_by: digest of all that decided it (identity.py). recipe: of a kept row, digest of all but the seed and the
-    budget, by the code that measured it or was confirmed to measure the same (kept.py)."""
+    commit, date: when it was measured."""
 
     method: str
     setting: str = ""
@@ -30,8 +29,8 @@ class Row(BaseModel):
     model_parameters: int
     model_share: float
     seconds: float = 0.0
-    made_by: str = ""
-    recipe: str = ""
+    commit: str | None = None
+    date: str | None = None
 
 
 @dataclass
@@ -47,7 +46,7 @@ class Comparison:
     def frame(self) -> pd.DataFrame:
         """A line for every row and corpus, and whether the samples come from that corpus."""
         return pd.DataFrame(
-            row.model_dump(exclude={"perplexity", "made_by"})
+            row.model_dump(exclude={"perplexity", "commit", "date"})
             | {"corpus": corpus, "calibrated": self.protocol.calibrated(corpus), "perplexity": value}
             for row in self.rows
             for corpus, value in row.perplexity.items()

@@ -62,7 +62,7 @@ def perplexity(
     blocks, options = blocks.long(), {"desc": "perplexity", "unit": "block", "progress": progress}
     with evaluation_mode(model), bar(total=len(blocks), **options) as shown:
         total = sum(in_batches(scored, blocks, batch_size, "perplexity"))
-    return of_sum(total, blocks, "the model's mean negative log-likelihood")
+    return perplexity_from_nll(total, blocks, "the model's mean negative log-likelihood")
 
 
 def negative_log_likelihood(
@@ -73,7 +73,7 @@ def negative_log_likelihood(
     return nn.functional.cross_entropy(predicted, blocks[:, 1:].flatten(), reduction="sum").item()
 
 
-def of_sum(total: float, blocks: Int[Tensor, "blocks block_length"], what: str) -> float:
+def perplexity_from_nll(total: float, blocks: Int[Tensor, "blocks block_length"], what: str) -> float:
     """exp of the mean over these blocks' scored tokens. Raises: ValueError, which begins with `what`, when it is not
     finite."""
     mean = total / blocks[:, 1:].numel()

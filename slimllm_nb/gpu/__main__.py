@@ -27,7 +27,7 @@ import transformers
 
 from slimllm_nb.command import command
 from slimllm_nb.devices import find_device
-from slimllm_nb.files import ROOT, write_text
+from slimllm_nb.files import ROOT, commit, write_text
 from slimllm_nb.gpu.parts import Asked, disk, embedded, equal, large, notebooks, release, speed
 
 PARTS = {one.__name__: one for one in (equal, embedded, notebooks, large, disk, speed)}
@@ -48,7 +48,7 @@ def machine(device: torch.device) -> dict:
         "free GB": round(free / 1e9, 1),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
         | {"transformers": transformers.__version__},
-        "commit": said("git", "rev-parse", "--short", "HEAD"),
+        "commit": commit(),
     }
 
 

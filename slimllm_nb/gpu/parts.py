@@ -125,7 +125,7 @@ def embedded(asked: Asked) -> dict:
 
     model, found = sources.load_model(), {}
     here = {key: kept(pruned(model, key)[1]) for key in keys}
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    for dtype in (torch.float32,) if asked.small else (torch.float32, torch.float16, torch.bfloat16):
         model = sources.load_model(dtype=dtype, device=str(asked.device))
         for key in keys:
             (smaller, report), line = measured(partial(pruned, model, key))

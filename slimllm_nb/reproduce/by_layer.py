@@ -6,20 +6,18 @@ the claims that these numbers answer; whatever the number of layers, one of them
 measured again. Zero-shot accuracy and speed need a whole model in memory: not run.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from slimllm_nb.files import write_text
+from slimllm_nb.fingerprint import fingerprint
 from slimllm_nb.reproduce.dense import ALLOW, line, not_as_published
-from slimllm_nb.reproduce.profiles import Profile, Setting
+from slimllm_nb.reproduce.profiles import Profile, Setting, text_files
 from slimllm_nb.reproduce.published import NOTEBOOK
-from slimllm_nb.reproduce.stamps import code_digest
 from slimllm_nb.reproduce.verdicts import WIDTHS, Verdict, judge, text_table
 
-CODE = ("calibration", "disk", "evaluation.perplexity", "sources.models", "sources.texts")
 FILE = "by_layer.json"
 
 
@@ -94,8 +92,8 @@ class _Known:
     begun anew when code or profile are other ones."""
 
     def __init__(self, path: Path, profile: Profile):
-        made_from = json.dumps([code_digest(CODE), profile.model_dump(mode="json")], sort_keys=True)
-        self.path, self.content = path, {"made_from": hashlib.sha256(made_from.encode()).hexdigest(), "metrics": {}}
+        made_from = fingerprint(profile=profile, texts=text_files(profile))
+        self.path, self.content = path, {"made_from": made_from, "metrics": {}}
         if path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
             if found["made_from"] == self.content["made_from"]:

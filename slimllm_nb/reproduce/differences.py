@@ -83,7 +83,8 @@ def _means(groups: dict, group: str, setting: str, method: str) -> dict[int, flo
 
 
 def kept_file(profile: str) -> Path:
-    return KEPT / f"{profile}.json"
+    """Of a profile by its name, or by its file."""
+    return KEPT / f"{Path(profile).stem if profile.endswith('.yaml') else profile}.json"
 
 
 def _geometric_mean(values) -> float:

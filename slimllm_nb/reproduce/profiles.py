@@ -223,6 +223,11 @@ def method_files(profile: Profile) -> set[Path]:
     return own.union(*(_methods().as_method(one).files for one in methods))
 
 
+def text_files(profile: Profile) -> list[Path]:
+    """The files of its own texts."""
+    return [Path(file) for source in profile.texts.values() for file in source.files or ()]
+
+
 def _methods():
     """slimllm_nb.methods, by name: what imports profiles need not depend on it (stamps), nor wait for torch."""
     return import_module("slimllm_nb.methods")

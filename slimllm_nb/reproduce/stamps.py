@@ -1,33 +1,21 @@
 """What a notebook depends on, and whether what it left behind is still up to date.
 
-After a success the runner stamps a notebook with a digest of all that went into it; as long as the digest is the same
+After a success the runner stamps a notebook with the fingerprint of all that went into it; as long as that is the same
 and every file it left is there, it need not run again. Nothing here imports what is slow to import.
 """
 
 import ast
-import functools
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import slimllm_nb
 from slimllm_nb.files import ROOT, write_text
+from slimllm_nb.fingerprint import fingerprint
 from slimllm_nb.reproduce.claims import load_claims
-from slimllm_nb.reproduce.profiles import Profile, method_files
+from slimllm_nb.reproduce.profiles import Profile, method_files, text_files
 from slimllm_nb.reproduce.published import NOTEBOOK
 
-PACKAGE = Path(slimllm_nb.__file__).parent
 LOCK = ROOT / "requirements.lock"
-DATA = ROOT / "data"
-# What a module reads of data/: profiles and claims go into a digest by themselves.
-READS = {
-    "corpora.py": "corpora.yaml",
-    "reproduce/claims.py": "paper/*.csv",
-    "evaluation/zeroshot.py": "tasks/*.[py]*",
-    "reproduce/differences.py": "ablations/*.json",
-    "reproduce/kept.py": "zeroshot/*.json",
-}
+DATA, READ = ROOT / "data", (".yaml", ".csv", ".json", ".py")
 PARAMETERS = "parameters"
 
 
@@ -57,119 +45,34 @@ def read_parameters(path: Path) -> dict[str, object]:
 
 
 def digest(path: Path, profile: Profile, parameters: dict[str, object]) -> str:
-    """SHA-256 over all that a notebook depends on: its code and text, the package's modules that it imports (and those
-    that they import), the files of data/ that these read, the profile, its parameters, its claims, the locked versions.
-    """
-    cells = read_cells(path)
-    total = hashlib.sha256()
+    """The fingerprint of all that a notebook depends on: its code and text, the package, data/, the profile with the
+    content of its own texts and parts, its parameters, its claims, the locked versions."""
+    _require_python(path)
+    cells = [[cell["cell_type"], cell["metadata"].get("tags", []), cell["source"]] for cell in read_cells(path)]
     claims = [claim.model_dump(mode="json") for claim in load_claims(path.stem, profile)]
-    values = [[cell["cell_type"], cell["metadata"].get("tags", []), cell["source"]] for cell in cells]
-    total.update(json.dumps([values, profile.model_dump(mode="json"), parameters, claims], sort_keys=True).encode())
-    _add_files(total, {LOCK, *_used_by_cells(path, cells), *method_files(profile)})
-    return total.hexdigest()
+    return fingerprint(cells=cells, parameters=parameters, claims=claims, others=_others(profile), profile=profile)
+
+
+def _require_python(path: Path) -> None:
+    """Raises: NotebookError for a cell that is not Python, its magics and shell commands left out."""
+    for number, cell in enumerate(read_cells(path)):
+        lines = [line for line in cell["source"].splitlines() if not line.lstrip().startswith(("%", "!"))]
+        try:
+            ast.parse("\n".join(lines) if cell["cell_type"] == "code" else "")
+        except SyntaxError as error:
+            raise NotebookError(f"{path}: cell {number} is not valid Python: {error}") from error
 
 
 def dense_digest(profile: Profile) -> str:
-    """SHA-256 over all that the measurement of the dense model depends on (dense.py)."""
-    total = hashlib.sha256(profile.model_dump_json(exclude={"settings", "description"}).encode())
+    """The fingerprint of all that the measurement of the dense model depends on (dense.py)."""
     claims = [claim.model_dump(mode="json") for claim in load_claims(NOTEBOOK, profile) if "-dense-" in claim.id]
-    total.update(json.dumps(claims, sort_keys=True).encode())
-    _add_files(total, {LOCK, *_used(["reproduce.dense"])})
-    return total.hexdigest()
+    measured = profile.model_dump(mode="json", exclude={"settings", "description", "method", "parts"})
+    return fingerprint(profile=measured, claims=claims, others=[LOCK, text_files(profile)])
 
 
-def code_digest(modules: Iterable[str], without: Callable[[Path], bool] = lambda file: False) -> str:
-    """SHA-256 over these modules ("a.b": slimllm_nb.a.b), all that they import from the package, and what they read.
-
-    without: which files do not count, nor what they alone import.
-    """
-    total = hashlib.sha256()
-    _add_files(total, _used(modules, without))
-    return total.hexdigest()
-
-
-def file_digest(file: Path, without: Callable[[Path], bool] = lambda file: False) -> str:
-    """The same for a Python file, wherever it lies."""
-    total = hashlib.sha256()
-    _add_files(total, {file, *_used(_imports(ast.parse(file.read_text(encoding="utf-8"))), without)})
-    return total.hexdigest()
-
-
-def _add_files(total, files: set[Path]) -> None:
-    for file in sorted(files):
-        content = file.read_bytes()
-        total.update(f"{file.name} {len(content)}\n".encode() + content)
-
-
-def _used_by_cells(path: Path, cells: list[dict]) -> set[Path]:
-    """The package's files that a notebook's cells import, all that those import in turn, and what they read."""
-    imported = []
-    for number, cell in enumerate(cells):
-        if cell["cell_type"] == "code":
-            try:
-                imported += _imports(_parse(cell["source"]))
-            except SyntaxError as error:
-                raise NotebookError(f"{path}: cell {number} is not valid Python: {error}") from error
-    return _used(imported)
-
-
-def _used(modules: Iterable[str], without: Callable[[Path], bool] = lambda file: False) -> set[Path]:
-    """The files of these modules ("a.b": slimllm_nb.a.b), of all that they import, and what they read."""
-    found: set[Path] = set()
-    waiting = [file for module in modules for file in _files(module)]
-    while waiting:
-        file = waiting.pop()
-        if file in found or without(file):
-            continue
-        found.add(file)
-        if file.suffix == ".py":
-            imported = _imports_of(file.read_text(encoding="utf-8"))
-            waiting += [other for module in imported for other in _files(module)]
-        if file.is_relative_to(PACKAGE) and (pattern := READS.get(file.relative_to(PACKAGE).as_posix())):
-            waiting += filter(Path.is_file, DATA.glob(pattern))
-    return found
-
-
-@functools.cache
-def _imports_of(text: str) -> list[str]:
-    return list(_imports(ast.parse(text)))
-
-
-def _files(module: str) -> Iterator[Path]:
-    """The files that importing "a.b.c" runs: of each package on the way its __init__.py, and the module itself."""
-    folder = PACKAGE
-    yield folder / "__init__.py"
-    for part in filter(None, module.split(".")):
-        if (folder / f"{part}.py").is_file():
-            yield folder / f"{part}.py"
-            return
-        folder /= part
-        if not (folder / "__init__.py").is_file():
-            return
-        yield folder / "__init__.py"
-
-
-def _parse(source: str) -> ast.Module:
-    """A cell as Python; where that fails, without its magics and shell commands."""
-    try:
-        return ast.parse(source)
-    except SyntaxError:
-        lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
-        return ast.parse("\n".join(lines))
-
-
-def _imports(tree: ast.AST) -> Iterator[str]:
-    """What stands after `slimllm_nb.` in import statements anywhere; the last part may be a function, not a module."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        yield from (
-            name.removeprefix("slimllm_nb").lstrip(".") for name in names if f"{name}.".startswith("slimllm_nb.")
-        )
+def _others(profile: Profile) -> list:
+    read = sorted(path for path in DATA.rglob("*") if path.suffix in READ and path.parent.name != "gpu")
+    return [LOCK, read, text_files(profile), sorted(method_files(profile))]
 
 
 def stamp_file(folder: Path, notebook: str) -> Path:
