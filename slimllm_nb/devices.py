@@ -45,13 +45,21 @@ def find_device(device: str = "auto") -> torch.device:
 
 
 @functools.cache
-def why_unusable() -> str | None:
-    """Why this PyTorch cannot use the NVIDIA card that the driver shows; None where it shows none."""
+def nvidia_card() -> tuple[str, str, str] | None:
+    """Name, driver and compute capability of the first NVIDIA card that the driver shows; None where it shows none."""
     asked = ["nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
     shown = subprocess.run(asked, capture_output=True, text=True, check=False) if shutil.which(asked[0]) else None
     if shown is None or shown.returncode or not shown.stdout.strip():
         return None
     name, driver, capability = (one.strip() for one in shown.stdout.splitlines()[0].split(","))
+    return name, driver, capability
+
+
+def why_unusable() -> str | None:
+    """Why this PyTorch cannot use the NVIDIA card that the driver shows; None where it shows none."""
+    if (card := nvidia_card()) is None:
+        return None
+    name, driver, capability = card
     if torch.version.cuda is None:
         ours, remedy = "is built without CUDA", "install a build of PyTorch with CUDA"
     else:

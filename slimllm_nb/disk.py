@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from slimllm_nb import calibration
@@ -34,7 +34,7 @@ from slimllm_nb.pruning.prune import Layers, prune_decoder
 from slimllm_nb.pruning.report import PruningReport
 from slimllm_nb.pruning.sublayers import Settings
 from slimllm_nb.sources import SourceError, load_tokenizer
-from slimllm_nb.sources.models import require_llama_config, require_same_weights, weight_files, weight_shapes
+from slimllm_nb.sources.models import empty_model, require_same_weights, weight_files, weight_shapes
 
 HIDDEN_BYTES = 1 << 30  # hidden states that wait in memory for perplexity; more blocks read the layers once more
 
@@ -52,18 +52,16 @@ class StoredModel:
         self.folder, self.device = expanded(folder), torch.device(device)
         if not (self.folder / "config.json").is_file():
             raise SourceError(f"{self.folder} has no config.json; allowed: a folder with a LLaMA in safetensors")
-        require_llama_config(str(self.folder), str(self.folder), {})
-        config = AutoConfig.from_pretrained(self.folder)
-        self.dtype = (config.dtype or torch.float32) if dtype == "auto" else dtype
-        with torch.device("meta"):
-            self.skeleton = AutoModelForCausalLM.from_config(config, dtype=self.dtype).eval().requires_grad_(False)
+        self.skeleton = empty_model(str(self.folder), dtype=dtype)
+        self.dtype = self.skeleton.dtype
         require_llama(self.skeleton)
         self.skeleton.config.name_or_path = str(self.folder)
         if (self.folder / "generation_config.json").is_file():
             self.skeleton.generation_config = GenerationConfig.from_pretrained(self.folder)
         self._file_of = weight_files(self.folder)
         self._check()
-        self.skeleton.model.rotary_emb = LlamaRotaryEmbedding(config).to(self.device)  # its buffers are in no file
+        rotation = LlamaRotaryEmbedding(self.skeleton.config)
+        self.skeleton.model.rotary_emb = rotation.to(self.device)  # its buffers are in no file
         outside = {name for name in self._file_of if not name.startswith("model.layers.")}
         outside &= self.skeleton.state_dict().keys()
         self.skeleton.load_state_dict(self._read(outside, "cpu", None), strict=False, assign=True)
@@ -183,7 +181,8 @@ def prune_checkpoint(
     require_room(folder, 2 * sum(one.numel() for one in stored.skeleton.parameters()) * stored.dtype.itemsize)
     settings = Settings(method, similarity, seed, activation_bytes)
     computed = stored.folder, stored.dtype, stored.device.type, batch_size
-    key = digest(computed=computed, ids=input_ids, amount=amount, parts=method.parts, others=[similarity, seed])
+    others = similarity, seed, activation_bytes
+    key = digest(computed=computed, ids=input_ids, amount=amount, parts=method.parts, others=others)
     layers = StoredLayers(stored, batch_size, folder, key)
     pruned, report = prune_decoder(layers, input_ids, amount, settings, progress)
     card["base_model"] = card.get("base_model") or str(source)

@@ -58,7 +58,7 @@ def _described(value, seen: set):
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {one.name: getattr(value, one.name) for one in dataclasses.fields(value) if one.compare}
+        fields = {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
         return [type(value).__name__, _described(fields, seen)]
     if isinstance(value, ModuleType):
         return value.__name__
@@ -103,6 +103,8 @@ def _file(path: Path) -> list:
 
 def _function(function: Callable, seen: set):
     """The package's own by their names, and their closures; others by their source too, and by what they name."""
+    if inspect.ismethod(function):
+        return _described([function.__func__, function.__self__], seen)
     if not isinstance(function, FunctionType):
         known = hasattr(function, "__qualname__") and getattr(function, "__module__", None) != "__main__"
         return [function.__module__, function.__qualname__] if known else uuid.uuid4().hex

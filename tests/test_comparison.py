@@ -280,6 +280,7 @@ def test_functions_of_a_notebook_are_known_by_what_they_do():
             return input_norms
 
     assert of(channel_score=Score()) != of(channel_score=Score())  # what is in it is unknown: measured anew
+    assert of(channel_score=Score().__call__) != of(channel_score=Score().__call__)
     space = {}
     exec("def score(input_norms):\n    return input_norms", space)  # its source cannot be had
     assert of(channel_score=space["score"]) != of(channel_score=space["score"])

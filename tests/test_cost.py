@@ -26,7 +26,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=memory * 1e9))
         monkeypatch.setattr(cost, "_accelerator", lambda _: gpu)
         monkeypatch.setattr(cost, "_cached", lambda _: False)
-        monkeypatch.setattr(cost, "empty_model", lambda _: model)
+        monkeypatch.setattr(cost, "_empty_model", lambda _: model)
 
     return choose
 
@@ -103,10 +103,10 @@ def test_the_default_run_fits_a_small_machine(machine, tmp_path):
 def test_a_folder_is_counted_by_its_config(tmp_path):
     make_small_model(4).save_pretrained(tmp_path)
     profile = load_profile("llama-7b-20")
-    model = cost.empty_model(profile.model_copy(update={"model": str(tmp_path)}))
+    model = cost._empty_model(profile.model_copy(update={"model": str(tmp_path)}))
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in make_small_model(4).parameters())
     with pytest.raises(cost.CostError, match=r"no model .*nowhere"):
-        cost.empty_model(profile.model_copy(update={"model": str(tmp_path / "nowhere")}))
+        cost._empty_model(profile.model_copy(update={"model": str(tmp_path / "nowhere")}))
 
 
 def test_what_lies_on_one_disk_is_added_up(machine, tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ def input_ids(generator):
 @pytest.fixture
 def accelerator(monkeypatch):
     """What torch says of the machine."""
-    devices.why_unusable.cache_clear()
+    devices.nvidia_card.cache_clear()
 
     def choose(kind, capability=(9, 0), kernels=("sm_75", "sm_90", "sm_120a", "compute_120")):
         there = None if kind is None else torch.device(kind)
@@ -37,7 +37,7 @@ def accelerator(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(kernels))
 
     yield choose
-    devices.why_unusable.cache_clear()
+    devices.nvidia_card.cache_clear()
 
 
 @pytest.fixture

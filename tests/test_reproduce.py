@@ -240,7 +240,7 @@ def dependent(workplace, tmp_path, monkeypatch):
     monkeypatch.setattr(stamps, "LOCK", tmp_path / "requirements.lock")
     (tmp_path / "mine.txt").write_text("A text of one's own.")
     write_notebook(workplace.notebooks, "01_first", "print(5)")
-    write_notebook(workplace.notebooks, "02_second", "%%time\nprint(6)")
+    write_notebook(workplace.notebooks, "02_second", "%%time\nprint(6)", "print('%d'\n% 5)")  # no magic
     own = {"texts": {"mine": TextSource(files=[str(tmp_path / "mine.txt")])}}
     profile = profiles.load_profile("embedded").model_copy(update=own)
 

@@ -98,8 +98,8 @@ def test_results_are_written_between_two_comments():
     found = comparison(("slimllm", [10.0, 20.0]), ("half", [5.0, 10.0]), ("unclear", [9.0, 22.0]))
     found.rows += comparison(("worse", [120.0, 240.0])).rows
     text = f"before\n{results.START}\nold\n{results.END}\nafter"
-    written = results.replaced(text, results.tables(Kept({"methods": found}, {})))
-    assert written == results.replaced(written, results.tables(Kept({"methods": found}, {})))
+    written = results.replaced(text, results.tables(Kept({"methods": found}, {}, {})))
+    assert written == results.replaced(written, results.tables(Kept({"methods": found}, {}, {})))
     lines = written.splitlines()
     assert (lines[0], lines[-1]) == ("before", "after") and "old" not in lines
     assert lines[2] == "8 calibration samples of 16 tokens from other documents of news, 2 seeds. Dense: news 5.0."

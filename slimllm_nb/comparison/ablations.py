@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slimllm_nb.command import command
-from slimllm_nb.comparison.kept import collect, dumped, usable
+from slimllm_nb.comparison.kept import collect, dumped, kept_ablations, of_cell, usable
 from slimllm_nb.comparison.plan import PLAN, PlanError, group_and_bench, load_plan
 from slimllm_nb.comparison.table import Row
 from slimllm_nb.files import write_text
@@ -30,14 +30,14 @@ MINUTES = 40  # of a slice
 
 @dataclass(frozen=True)
 class Task:
-    """What one worker does at a time: the rows of a group that share seed and budget. again: the kept ones too."""
+    """What one worker does at a time: the rows of a group that share seed and budget, but for those that are kept."""
 
     profile: str
     plan: Path
     group: str
     setting: str
     seed: int
-    again: bool = False
+    kept: tuple[Row, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.group}, {self.setting} %, seed {self.seed}"
@@ -46,29 +46,25 @@ class Task:
 def tasks(profile: str, plan: Path = PLAN, groups: list[str] | None = None, again: Collection[str] = ()) -> list[Task]:
     """What is not kept of these groups (None: all), and all of `again`, group by group, so that what is asked first is
     answered first."""
-    settings, found = load_profile(profile).settings, []
-    for name, group in load_plan(plan).items():
+    former, found = kept_ablations(profile), []
+    for name in load_plan(plan):
         if groups is None or name in groups:
-            kept = {(row.setting, row.seed, row.method) for row in usable(profile, plan, name)}
+            group, bench = group_and_bench(profile, plan, name)
+            before = [] if name in again else usable(former, group, bench)
+            methods = group.named_methods().keys()
             for seed in range(group.seeds):
-                for key in settings:
-                    missing = [one for one in group.named_methods() if (key, seed, one) not in kept]
-                    if missing or name in again:
-                        found.append(Task(profile, plan, name, key, seed, name in again))
+                for key in bench.profile.settings:
+                    kept = of_cell(before, key, seed)
+                    if methods - kept.keys():
+                        found.append(Task(profile, plan, name, key, seed, tuple(kept.values())))
     return found
 
 
 def measure(task: Task) -> list[Row]:
     """The rows of a task, kept, found or measured; a worker says so as soon as each is there."""
     group, bench = group_and_bench(task.profile, task.plan, task.group)
-    kept = {} if task.again else {
-        row.method: row for row in usable(task.profile, task.plan, task.group)
-        if (row.setting, row.seed) == (task.setting, task.seed)
-    }  # fmt: skip
-    rows, share = [], None
-    for method in group.named_methods().values():
-        row = kept.get(method.name) or bench.row(method, task.setting, task.seed, share)
-        share = row.decoder_share if share is None else share
+    rows, kept = [], {row.method: row for row in task.kept}
+    for row in bench.rows_of_seed(group.named_methods(), task.setting, task.seed, kept):
         rows.append(row)
         for done in _done:
             done.put(f"{task.group}: {row.method}, {row.setting} %, seed {row.seed}")
@@ -78,9 +74,9 @@ def measure(task: Task) -> list[Row]:
 def sweep(waiting: list[Task], workers: int = 1, minutes: float = MINUTES) -> list[Task]:
     """Measure these; `workers` processes share the cores. After so many minutes no task is begun any more; returns what
     is left. Raises: those of Bench.row."""
-    groups, start = {(one.plan, one.group) for one in waiting}, time.monotonic()
-    rows_of = {name: len(group.named_methods()) for plan, name in groups for group in [load_plan(plan)[name]]}
-    total = sum(rows_of[task.group] for task in waiting)
+    start, total = time.monotonic(), 0
+    for task in waiting:
+        total += len(group_and_bench(task.profile, task.plan, task.group)[0].named_methods())
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
     done = context.Queue()

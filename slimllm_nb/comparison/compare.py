@@ -1,11 +1,12 @@
 """compare(methods): every method at SlimLLM's number of decoder parameters, over settings and seeds."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -95,11 +96,21 @@ class Bench:
             for key in settings:
                 yield from self.rows_of_seed(methods, key, seed)
 
-    def rows_of_seed(self, methods: dict[str, Method], key: str, seed: int) -> Iterator[Row]:
-        """The rows that share a budget; SlimLLM's comes first and sets it."""
-        share = None
-        for method in methods.values():
-            row = self.row(method, key, seed, share)
+    def rows_of_seed(
+        self,
+        methods: dict[str, Method],
+        key: str,
+        seed: int,
+        known: Mapping[str, Row] = MappingProxyType({}),
+        measure: bool = True,
+    ) -> Iterator[Row]:
+        """The rows that share a budget; SlimLLM's comes first and sets it. known: by method, those that are there.
+        measure: False: ends where one is neither known nor measured already."""
+        share, make = None, self.row if measure else self.found
+        for name, method in methods.items():
+            row = known.get(name) or make(method, key, seed, share)
+            if row is None:
+                return
             share = row.decoder_share if share is None else share
             yield row
 

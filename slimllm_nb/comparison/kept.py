@@ -17,8 +17,8 @@ from slimllm_nb.comparison.plan import PLAN, Group, group_and_bench, load_plan
 from slimllm_nb.comparison.protocol import Protocol
 from slimllm_nb.comparison.table import Comparison, Row
 from slimllm_nb.fingerprint import PACKAGES, digest
-from slimllm_nb.methods import PartError, as_method
-from slimllm_nb.reproduce.differences import kept_file
+from slimllm_nb.methods import Method, PartError, as_method
+from slimllm_nb.reproduce.differences import REFERENCE, kept_file
 from slimllm_nb.reproduce.profiles import load_profile
 
 
@@ -28,6 +28,7 @@ class Kept:
 
     groups: dict[str, Comparison]
     questions: dict[str, str]
+    methods: dict[str, list]  # as the plan had them
 
     @property
     def rows(self) -> list[Row]:
@@ -64,26 +65,22 @@ def kept_ablations(profile: str = "embedded", kept: Path | None = None) -> Kept 
         )
         for name, one in groups.items()
     }
-    return Kept(found, {name: one["question"] for name, one in groups.items()})
+    questions, methods = ({name: one[what] for name, one in groups.items()} for what in ("question", "methods"))
+    return Kept(found, questions, methods)
 
 
-def usable(profile: str, plan: Path, name: str, kept: Path | None = None) -> list[Row]:
+def usable(kept: Kept | None, group: Group, bench: Bench) -> list[Row]:
     """What is kept of a group that the plan still asks for: under the same protocol, by methods of the same parts."""
-    path = kept or kept_file(profile)
-    found = kept_ablations(profile, path)
-    if found is None or name not in found.groups:
+    before = kept and kept.groups.get(group.name)
+    if not before or before.protocol != bench.protocol:
         return []
-    group, bench = group_and_bench(profile, plan, name)
-    wanted = {method: digest(parts=one.parts) for method, one in group.named_methods().items()}
-    same = {"slimllm"}
-    for one in json.loads(path.read_text(encoding="utf-8"))["groups"][name]["methods"]:
+    wanted = {name: digest(parts=method.parts) for name, method in group.named_methods().items()}
+    same = {REFERENCE}
+    for one in kept.methods[group.name]:
         with suppress(PartError):  # a part that there is no more
             method = as_method(one)
             same |= {method.name} if wanted.get(method.name) == digest(parts=method.parts) else set()
-    before = found.groups[name]
-    return (
-        [row for row in before.rows if row.method in same & wanted.keys()] if before.protocol == bench.protocol else []
-    )
+    return [row for row in before.rows if row.method in same & wanted.keys()]
 
 
 def collect(profile: str, plan: Path = PLAN, kept: Path | None = None, again: Collection[str] = ()) -> dict:
@@ -92,9 +89,9 @@ def collect(profile: str, plan: Path = PLAN, kept: Path | None = None, again: Co
     found, former = {}, kept_ablations(profile, kept)
     for name in load_plan(plan):
         group, bench = group_and_bench(profile, plan, name)
-        before = usable(profile, plan, name, kept)
+        before, methods = usable(former, group, bench), group.named_methods()
         cells = [(key, seed) for seed in range(group.seeds) for key in bench.profile.settings]
-        rows = [row for cell in cells for row in _cell(group, bench, cell, before, name in again)]
+        rows = [row for cell in cells for row in _cell(bench, methods, cell, before, name in again)]
         if rows:
             known = former and former.groups.get(name)
             found[name] = {
@@ -112,18 +109,17 @@ def collect(profile: str, plan: Path = PLAN, kept: Path | None = None, again: Co
     }
 
 
-def _cell(group: Group, bench: Bench, cell: tuple[str, int], before: list[Row], again: bool) -> list[Row]:
+def of_cell(rows: list[Row], key: str, seed: int) -> dict[str, Row]:
+    """Those of a setting and seed, by method."""
+    return {row.method: row for row in rows if (row.setting, row.seed) == (key, seed)}
+
+
+def _cell(bench: Bench, methods: dict[str, Method], cell: tuple[str, int], before: list[Row], again: bool) -> list[Row]:
     """The rows that share setting and seed: all of the group's methods, or those that were kept, so that the methods of
     a table have the same seeds."""
-    kept = {row.method: row for row in before if (row.setting, row.seed) == cell}
-    rows, share = [], None
-    for method in group.named_methods().values():
-        row = (None if again else kept.get(method.name)) or bench.found(method, *cell, share)
-        if row is None:
-            return list(kept.values())
-        share = row.decoder_share if share is None else share
-        rows.append(row)
-    return rows
+    kept = of_cell(before, *cell)
+    rows = list(bench.rows_of_seed(methods, *cell, {} if again else kept, measure=False))
+    return rows if len(rows) == len(methods) else list(kept.values())
 
 
 def dumped(content: dict) -> str:

@@ -15,8 +15,6 @@ import argparse
 import json
 import platform
 import re
-import shutil
-import subprocess
 import sys
 import time
 from datetime import UTC, datetime
@@ -26,7 +24,7 @@ import torch
 import transformers
 
 from slimllm_nb.command import command
-from slimllm_nb.devices import find_device
+from slimllm_nb.devices import find_device, nvidia_card
 from slimllm_nb.files import ROOT, commit, write_text
 from slimllm_nb.gpu.parts import Asked, disk, embedded, equal, large, notebooks, release, speed
 
@@ -35,15 +33,10 @@ PARTS = {one.__name__: one for one in (equal, embedded, notebooks, large, disk, 
 
 def machine(device: torch.device) -> dict:
     """What the figures belong to."""
-
-    def said(*asked: str) -> str | None:
-        done = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT) if shutil.which(asked[0]) else None
-        return done.stdout.strip().splitlines()[0] if done and done.returncode == 0 and done.stdout.strip() else None
-
     free, total = torch.accelerator.get_memory_info(device)
     return {
         "card": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "driver": said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "driver": card[1] if (card := nvidia_card()) else None,
         "GB": round(total / 1e9, 1),
         "free GB": round(free / 1e9, 1),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}

@@ -3,7 +3,6 @@
 import gc
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,6 @@ from slimllm_nb.reproduce.profiles import load_profile
 
 TINY = {"vocab_size": 101, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 4, "head_dim": 4}
 TINY |= {"num_attention_heads": 8, "initializer_range": 0.15, "pad_token_id": 2}
-SAMPLES, LENGTH = 32, 128  # paper section 5.1
 LIMIT = 6 << 30  # bytes of the GPU that pruning from disk may take
 CELLS = """
 import json, sys
@@ -52,8 +50,9 @@ class Asked:
         return random_model(shape, dtype, self.device)
 
     def samples(self) -> torch.Tensor:
-        length, vocabulary = (10, TINY["vocab_size"]) if self.small else (LENGTH, LlamaConfig().vocab_size)
-        return torch.randint(3, vocabulary, (SAMPLES, length), generator=torch.Generator().manual_seed(0))
+        asked = load_profile("llama-7b-20").calibration
+        length, vocabulary = (10, TINY["vocab_size"]) if self.small else (asked.length, LlamaConfig().vocab_size)
+        return torch.randint(3, vocabulary, (asked.num_samples, length), generator=torch.Generator().manual_seed(0))
 
     def amount(self, percent: str) -> dict:
         """How much is pruned: as in Table 1 of the paper."""
@@ -93,7 +92,16 @@ def measured(run: Callable[[], tuple]) -> tuple:
 
 
 def equal(asked: Asked) -> dict:
+    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")  # TF32, as NVIDIA's containers set it: pruning must not mind
+    try:
+        found = _equal(asked)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return {"same heads and channels": sum(found.values()), "of": len(found)} | found
+
+
+def _equal(asked: Asked) -> dict[str, bool]:
     found, samples = {}, torch.randint(3, 101, (20, 10), generator=torch.Generator().manual_seed(0))
     for name in method_names():
         for heads in (8, 2):
@@ -102,15 +110,15 @@ def equal(asked: Asked) -> dict:
             places = "cpu", asked.device, asked.device
             first, *others = (kept(pruning.prune(model.to(one), samples, **options)[1]) for one in places)
             found[f"{name}, {heads} key/value heads"] = others == [first, first]
-    torch.set_float32_matmul_precision("highest")
-    return {"same heads and channels": sum(found.values()), "of": len(found)} | found
+    return found
 
 
 def embedded(asked: Asked) -> dict:
     profile, metrics = load_profile("embedded"), ROOT / "tests" / "reference" / "06_evaluation.json"
     reference = json.loads(metrics.read_text(encoding="utf-8"))["metrics"] if metrics.is_file() else {}
     keys = [profile.mildest] if asked.small else list(profile.settings)
-    samples, corpora, tokens = (2, 1, 256) if asked.small else (SAMPLES, None, profile.evaluation.max_tokens)
+    whole = profile.calibration.num_samples, None, profile.evaluation.max_tokens
+    samples, corpora, tokens = (2, 1, 256) if asked.small else whole
     tokenizer, texts = sources.load_tokenizer(), sources.load_texts(profile.calibration.corpus, "calibration")
     ids = calibration.draw_samples(texts, tokenizer, samples, profile.calibration.length, profile.seed)
     blocks = {
@@ -139,20 +147,18 @@ def embedded(asked: Asked) -> dict:
 
 
 def notebooks(asked: Asked) -> dict:
-    found, runs = {}, tempfile.mkdtemp()
-    there = {"SLIMLLM_NB_DEVICE": str(asked.device.type), "SLIMLLM_NB_RUNS": runs, "MPLBACKEND": "agg"}
-    for path in sorted(asked.notebooks.glob("*.ipynb")):
-        if path.stem > "07":
-            continue
-        start, how = time.perf_counter(), "papermill" if find_spec("papermill") else "its cells"
-        run = [sys.executable, "-m", "papermill", "--no-progress-bar", str(path), f"{runs}/{path.name}"]
-        if how != "papermill":
-            run = [sys.executable, "-c", CELLS, str(path)]
-        done = subprocess.run(run, env=os.environ | there, cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{path.name} ({how}): {done.stderr.strip().splitlines()[-1]}")
-        found[path.stem] = {"seconds": round(time.perf_counter() - start, 1), "by": how}
-    shutil.rmtree(runs)
+    found, how = {}, "papermill" if find_spec("papermill") else "its cells"
+    with tempfile.TemporaryDirectory() as runs:
+        there = {"SLIMLLM_NB_DEVICE": asked.device.type, "SLIMLLM_NB_RUNS": runs, "MPLBACKEND": "agg"}
+        for path in (one for one in sorted(asked.notebooks.glob("*.ipynb")) if one.stem < "07"):
+            start, run = time.perf_counter(), ["-c", CELLS, str(path)]
+            if how == "papermill":
+                run = ["-m", "papermill", "--no-progress-bar", str(path), f"{runs}/{path.name}"]
+            options = {"env": os.environ | there, "cwd": ROOT, "capture_output": True, "text": True}
+            done = subprocess.run([sys.executable, *run], **options)
+            if done.returncode:
+                raise RuntimeError(f"{path.name} ({how}): {done.stderr.strip().splitlines()[-1]}")
+            found[path.stem] = {"seconds": round(time.perf_counter() - start, 1), "by": how}
     return found
 
 
@@ -184,15 +190,15 @@ def disk(asked: Asked) -> dict:
         tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(f"{place}/source")
         amount = asked.amount("20") | {"pruned_layers": 3 if asked.small else 7, "progress": False}
+        folders, device = (f"{place}/source", f"{place}/out"), str(asked.device)
         cuda = asked.device.type == "cuda"
         if cuda:
             torch.cuda.set_per_process_memory_fraction(LIMIT / torch.cuda.get_device_properties(0).total_memory)
-        folders = f"{place}/source", f"{place}/out"
-        report, line = measured(
-            partial(prune_checkpoint, *folders, asked.samples(), **amount, device=str(asked.device))
-        )
-        if cuda:
-            torch.cuda.set_per_process_memory_fraction(1.0)
+        try:
+            report, line = measured(partial(prune_checkpoint, *folders, asked.samples(), **amount, device=device))
+        finally:  # the other parts need the whole card
+            if cuda:
+                torch.cuda.set_per_process_memory_fraction(1.0)
     return line | {"layers": len(report.layers), "limit GB": round(LIMIT / 1e9, 2) if cuda else None}
 
 

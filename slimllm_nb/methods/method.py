@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 from slimllm_nb.methods import published  # noqa: F401  the parts that SlimLLM is made of
 from slimllm_nb.methods.registry import KINDS, Part, PartError, find_method, find_part, listed, registered_parts
@@ -23,11 +22,6 @@ class Method:
     @property
     def parts(self) -> list[Part]:
         return [getattr(self, one.name) for one in fields(self) if one.name != "name"]
-
-    @property
-    def files(self) -> set[Path]:
-        """The Python files that its parts are written in."""
-        return {part.file for part in self.parts if part.file is not None}
 
     @property
     def head_parts(self) -> list[Part]:

@@ -10,7 +10,6 @@ A parameter that is not one of the names below needs a default and is an option:
 "power": 2}}. Scores: higher = more important. Everything that is summed over tokens is float64.
 """
 
-import functools
 import importlib.util
 import inspect
 import pkgutil
@@ -104,16 +103,6 @@ class Part:
 
     def __call__(self, quantities: Mapping[str, object]):
         return self.function(**{name: quantities[name] for name in self.needs}, **self.options)
-
-    @property
-    def file(self) -> Path | None:
-        """Where its function is written; None: nowhere, as in a notebook."""
-        function = self.function.func if isinstance(self.function, functools.partial) else self.function
-        try:
-            path = Path(inspect.getsourcefile(function))
-        except TypeError:
-            return None
-        return path if path.is_file() else None
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name!r}"

@@ -43,7 +43,7 @@ def run(profile: Profile, folder: Path) -> list[Verdict]:
         for corpus in asked.corpora
     }
     source = checkpoint_folder(profile.model, profile.revision)
-    place = {"dtype": _dtype(profile), "device": profile.device}
+    place = {"dtype": profile.dtype, "device": profile.device}
 
     def perplexities(model: Path, key: str) -> dict[str, float]:
         found = checkpoint_perplexity(model, blocks, **place)
@@ -79,12 +79,6 @@ def run(profile: Profile, folder: Path) -> list[Verdict]:
     verdicts = [one for one in judge(NOTEBOOK, metrics, profile) if one.left is not None]
     print(f"\n{text_table(verdicts, list(WIDTHS))}\n\nWritten: {folder / FILE}", flush=True)
     return verdicts
-
-
-def _dtype(profile: Profile):
-    import torch
-
-    return profile.dtype if profile.dtype == "auto" else getattr(torch, profile.dtype)
 
 
 class _Known:

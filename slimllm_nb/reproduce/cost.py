@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 GB = 1e9
 LARGE = 1e9  # parameters from which on a run on the CPU has to be asked for
+BATCH = 8  # samples at a time, as prune() and perplexity() take them by default
 CONTEXT = 1.0  # GB of the GPU that its driver and its libraries take, and that lie between tensors
 EMBEDDED = {"download": 0.12, "disk": 1.5, "memory": 4.0}  # bounds
 
@@ -91,7 +92,7 @@ def estimate(profile: Profile, on_device: bool) -> Estimate:
         return Estimate(**EMBEDDED)
     from slimllm_nb.sources.hub import local_copy
 
-    model = empty_model(profile)
+    model = _empty_model(profile)
     parameters = sum(one.numel() for one in model.parameters())
     weights, peak = parameters * model.dtype.itemsize / GB, peak_memory(profile, model) / GB
     corpora = {profile.calibration.corpus, *profile.evaluation.corpora}
@@ -102,28 +103,6 @@ def estimate(profile: Profile, on_device: bool) -> Estimate:
     if on_device:
         return Estimate(download, disk, 4 + weights, peak, parameters)
     return Estimate(download, disk, 2 + peak, None, parameters)
-
-
-def empty_model(profile: Profile) -> "LlamaForCausalLM":
-    """The profile's model without its weights. Raises: CostError for what has no config, or is no LLaMA."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from slimllm_nb.sources.hub import hub_error, local_copy
-    from slimllm_nb.sources.models import require_llama_config
-
-    path = local_copy("models", profile.model)
-    options = {} if Path(path).is_dir() else {"revision": profile.revision}
-    try:
-        require_llama_config(profile.model, path, options)
-        config = AutoConfig.from_pretrained(path, **options)
-    except ValueError as error:
-        raise CostError(str(error)) from error
-    except Exception as error:  # no network shows itself as one of many kinds
-        raise CostError(str(hub_error("model", profile.model, profile.revision, error))) from error
-    dtype = (config.dtype or torch.float32) if profile.dtype == "auto" else getattr(torch, profile.dtype)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def peak_memory(profile: Profile, model: "LlamaForCausalLM") -> float:
@@ -145,18 +124,18 @@ def peak_memory(profile: Profile, model: "LlamaForCausalLM") -> float:
     return max(peaks)
 
 
-def _logit_bytes(profile: Profile, model: "LlamaForCausalLM", batch_size: int = 8) -> float:
+def _logit_bytes(profile: Profile, model: "LlamaForCausalLM") -> float:
     """Perplexity's: in the weights' dtype, in float32, and their logarithms."""
-    tokens = batch_size * profile.evaluation.block_length
+    tokens = BATCH * profile.evaluation.block_length
     return tokens * model.config.vocab_size * (model.dtype.itemsize + 8)
 
 
-def _working_bytes(profile: Profile, model: "LlamaForCausalLM", method, batch_size: int = 8) -> float:
+def _working_bytes(profile: Profile, model: "LlamaForCausalLM", method) -> float:
     """What prune() holds beside its models: hidden states, activations, one layer's statistics."""
     from slimllm_nb.pruning.statistics import COVARIANCES, SPLIT
 
     asked, size, hidden = profile.calibration, model.dtype.itemsize, model.config.hidden_size
-    tokens, batch = asked.num_samples * asked.length, min(batch_size, asked.num_samples) * asked.length
+    tokens, batch = asked.num_samples * asked.length, min(BATCH, asked.num_samples) * asked.length
     channels = max(layer.mlp.gate_proj.out_features for layer in model.model.layers)
     layer = size * sum(one.numel() for one in model.model.layers[0].parameters())
     activations = tokens * channels * size
@@ -168,7 +147,7 @@ def _working_bytes(profile: Profile, model: "LlamaForCausalLM", method, batch_si
     return 3 * tokens * hidden * size + activations + rows + 4 * 8 * hidden**2 + squares
 
 
-def _gradient_bytes(profile: Profile, model: "LlamaForCausalLM", method, batch_size: int = 8) -> tuple[float, float]:
+def _gradient_bytes(profile: Profile, model: "LlamaForCausalLM", method) -> tuple[float, float]:
     """Of a method that asks for gradients: their sums in float32; and one batch's gradients, or what its forward pass
     keeps for them, which goes as they come."""
     from slimllm_nb.methods.gradients import gradient_names
@@ -177,7 +156,7 @@ def _gradient_bytes(profile: Profile, model: "LlamaForCausalLM", method, batch_s
     if not names:
         return 0.0, 0.0
     numbers = sum(layer.get_parameter(name).numel() for layer in model.model.layers for name in names)
-    tokens = min(batch_size, profile.calibration.num_samples) * profile.calibration.length
+    tokens = min(BATCH, profile.calibration.num_samples) * profile.calibration.length
     in_layers = config.num_hidden_layers * size * (22 * config.hidden_size + 4 * config.intermediate_size)
     return 4 * numbers, max(size * numbers, tokens * (in_layers + 3 * 4 * config.vocab_size))
 
@@ -188,6 +167,15 @@ def _shares_left(profile: Profile) -> list[float]:
         max(0.1, 1 - float(key) / 100) if setting.target_parameters is None else setting.target_parameters
         for key, setting in profile.settings.items()
     ]
+
+
+def _empty_model(profile: Profile) -> "LlamaForCausalLM":
+    from slimllm_nb.sources.models import empty_model
+
+    try:
+        return empty_model(profile.model, profile.revision, profile.dtype)
+    except ValueError as error:
+        raise CostError(str(error)) from error
 
 
 def _cached(profile: Profile) -> bool:

@@ -210,17 +210,11 @@ def load_profile(name: str) -> Profile:
     try:
         for file in profile.parts:
             _methods().load_file(Path(file))
-        method_files(profile)  # looks every part up: what nobody registered is refused here
+        for method in (one.method for one in profile.settings.values() if one.method is not None):
+            _methods().as_method(method)  # looks every part up
     except ValueError as error:
         raise ProfileError(f"profile {profile.name}: {error}") from error
     return profile
-
-
-def method_files(profile: Profile) -> set[Path]:
-    """The files that hold the parts of a loaded profile's methods, where they are not SlimLLM's."""
-    methods = [one.method for one in profile.settings.values() if one.method is not None]
-    own = {Path(file) for file in profile.parts}
-    return own.union(*(_methods().as_method(one).files for one in methods))
 
 
 def text_files(profile: Profile) -> list[Path]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.fingerprint import fingerprint
 from slimllm_nb.reproduce.claims import load_claims
-from slimllm_nb.reproduce.profiles import Profile, method_files, text_files
+from slimllm_nb.reproduce.profiles import Profile, text_files
 from slimllm_nb.reproduce.published import NOTEBOOK
 
 LOCK = ROOT / "requirements.lock"
@@ -47,20 +47,25 @@ def read_parameters(path: Path) -> dict[str, object]:
 def digest(path: Path, profile: Profile, parameters: dict[str, object]) -> str:
     """The fingerprint of all that a notebook depends on: its code and text, the package, data/, the profile with the
     content of its own texts and parts, its parameters, its claims, the locked versions."""
-    _require_python(path)
-    cells = [[cell["cell_type"], cell["metadata"].get("tags", []), cell["source"]] for cell in read_cells(path)]
+    cells = read_cells(path)
+    for number, cell in enumerate(cells):
+        if cell["cell_type"] == "code":
+            _require_python(cell["source"], f"{path}: cell {number}")
+    values = [[cell["cell_type"], cell["metadata"].get("tags", []), cell["source"]] for cell in cells]
     claims = [claim.model_dump(mode="json") for claim in load_claims(path.stem, profile)]
-    return fingerprint(cells=cells, parameters=parameters, claims=claims, others=_others(profile), profile=profile)
+    return fingerprint(cells=values, parameters=parameters, claims=claims, others=_others(profile), profile=profile)
 
 
-def _require_python(path: Path) -> None:
-    """Raises: NotebookError for a cell that is not Python, its magics and shell commands left out."""
-    for number, cell in enumerate(read_cells(path)):
-        lines = [line for line in cell["source"].splitlines() if not line.lstrip().startswith(("%", "!"))]
+def _require_python(source: str, where: str) -> None:
+    """Raises: NotebookError for a cell that is not Python, nor with its magics and shell commands left out."""
+    try:
+        ast.parse(source)
+    except SyntaxError as error:
+        lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
         try:
-            ast.parse("\n".join(lines) if cell["cell_type"] == "code" else "")
-        except SyntaxError as error:
-            raise NotebookError(f"{path}: cell {number} is not valid Python: {error}") from error
+            ast.parse("\n".join(lines))
+        except SyntaxError:
+            raise NotebookError(f"{where} is not valid Python: {error}") from error
 
 
 def dense_digest(profile: Profile) -> str:
@@ -72,7 +77,7 @@ def dense_digest(profile: Profile) -> str:
 
 def _others(profile: Profile) -> list:
     read = sorted(path for path in DATA.rglob("*") if path.suffix in READ and path.parent.name != "gpu")
-    return [LOCK, read, text_files(profile), sorted(method_files(profile))]
+    return [LOCK, read, text_files(profile), [Path(file) for file in profile.parts]]
 
 
 def stamp_file(folder: Path, notebook: str) -> Path:

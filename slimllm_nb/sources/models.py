@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from slimllm_nb.devices import find_device
@@ -56,6 +56,22 @@ def load_model(
     # transformers would go on with random numbers in the place of what is missing or has another shape.
     require_same_weights(model, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
     return loaded.eval()
+
+
+def empty_model(model: str, revision: str | None = None, dtype: torch.dtype | str = "auto"):
+    """A LLaMA without its weights (on the meta device): its config and the shapes that follow; dtype as in load_model.
+
+    Raises: SourceError for what has no config or is no LLaMA, and for what the hub refuses."""
+    path, options = _locate(model, revision)
+    require_llama_config(model, path, options)
+    try:
+        config = AutoConfig.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        raise _problem("model", model, path, revision, error) from error
+    if isinstance(dtype, str):
+        dtype = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
 
 
 def no_safetensors(model: str, revision: str | None = None) -> str:
