@@ -2,11 +2,10 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 
@@ -89,6 +88,8 @@ class Bench:
     profile: Profile
     protocol: Protocol
     progress: bool = True
+    _loaded: dict = field(default_factory=dict, repr=False)
+    _drawn: dict = field(default_factory=dict, repr=False)
 
     def rows(self, methods: dict[str, Method], settings: Sequence[str], seeds: int) -> Iterator[Row]:
         """Seed by seed, SlimLLM first, so that what an interruption leaves can be compared."""
@@ -97,18 +98,13 @@ class Bench:
                 yield from self.rows_of_seed(methods, key, seed)
 
     def rows_of_seed(
-        self,
-        methods: dict[str, Method],
-        key: str,
-        seed: int,
-        known: Mapping[str, Row] = MappingProxyType({}),
-        measure: bool = True,
+        self, methods: dict[str, Method], key: str, seed: int, known: Mapping[str, Row] | None = None, measure=True
     ) -> Iterator[Row]:
         """The rows that share a budget; SlimLLM's comes first and sets it. known: by method, those that are there.
         measure: False: ends where one is neither known nor measured already."""
         share, make = None, self.row if measure else self.found
         for name, method in methods.items():
-            row = known.get(name) or make(method, key, seed, share)
+            row = (known or {}).get(name) or make(method, key, seed, share)
             if row is None:
                 return
             share = row.decoder_share if share is None else share
@@ -122,15 +118,8 @@ class Bench:
             samples, similarity, seconds = self._samples(seed)
             try:
                 start = time.perf_counter()
-                pruned, report = prune(
-                    self._model,
-                    samples,
-                    **amount,
-                    method=method,
-                    similarity=similarity,
-                    seed=seed,
-                    progress=self.progress,
-                )
+                options = {"similarity": similarity, "seed": seed, "progress": self.progress}
+                pruned, report = prune(self._model, samples, **amount, method=method, **options)
                 seconds = time.perf_counter() - start + (seconds if "similarity" in method.allocation.needs else 0.0)
             except ValueError as error:
                 raise ValueError(f"method {method.name}, setting {key}, seed {seed}: {error}") from error
@@ -146,17 +135,12 @@ class Bench:
                 seconds=seconds,
             )
 
-        # The same parts under another name are the same row.
-        row = self.keep(self.made_by(method, key, seed, share), measured)
-        return row.model_copy(update={"method": method.name, "setting": key})
+        return _named(self.keep(self.made_by(method, key, seed, share), measured), method, key)
 
     def found(self, method: Method, key: str, seed: int, share: float | None) -> Row | None:
         """The same row where it is measured already; None where it is not."""
-        path = self._path(self.made_by(method, key, seed, share))
-        if not path.is_file():
-            return None
-        row = Row.model_validate_json(path.read_text(encoding="utf-8"))
-        return row.model_copy(update={"method": method.name, "setting": key})
+        row = self._read(self.made_by(method, key, seed, share))
+        return row and _named(row, method, key)
 
     def share_model(self, other: "Bench") -> None:
         """Take the model and the tokenizer of another bench of this profile."""
@@ -191,12 +175,15 @@ class Bench:
 
     def keep(self, made_by: str, measured: Callable[[], Row]) -> Row:
         """The row of this fingerprint: read, or measured and written."""
-        path = self._path(made_by)
-        if path.is_file():
-            return Row.model_validate_json(path.read_text(encoding="utf-8"))
+        if (row := self._read(made_by)) is not None:
+            return row
         row = measured().model_copy(update={"commit": commit(), "date": date.today().isoformat()})
-        write_text(path, row.model_dump_json(indent=1) + "\n")
+        write_text(self._path(made_by), row.model_dump_json(indent=1) + "\n")
         return row
+
+    def _read(self, made_by: str) -> Row | None:
+        path = self._path(made_by)
+        return Row.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def _path(self, made_by: str) -> Path:
         return comparison_folder(self.profile.name) / f"{made_by[:24]}.json"
@@ -209,10 +196,6 @@ class Bench:
         files = [Path(file) for one in corpora if one is not None for file in one.files or ()]
         model = Path(profile.model) if Path(profile.model).is_dir() else profile.model
         return digest(model=[model, profile.loading, profile.tokenizing], protocol=protocol, texts=[corpora, files])
-
-    @cached_property
-    def _loaded(self) -> dict:
-        return {}
 
     @property
     def _model(self):
@@ -252,12 +235,13 @@ class Bench:
             self._drawn[seed] = samples, similarity, time.perf_counter() - start
         return self._drawn[seed]
 
-    @cached_property
-    def _drawn(self) -> dict:
-        return {}
-
     def _perplexity(self, model) -> dict[str, float]:
         return {corpus: perplexity(model, blocks, progress=False) for corpus, blocks in self._blocks.items()}
+
+
+def _named(row: Row, method: Method, key: str) -> Row:
+    """The same parts under another name are the same row."""
+    return row.model_copy(update={"method": method.name, "setting": key})
 
 
 def comparison_folder(profile: str) -> Path:
