@@ -7,7 +7,10 @@ METHODS ?= slimllm,flap,obs_ridge
 SEEDS ?= 5
 COMPARE ?=
 SWEEP ?=
-NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+OPTIONS ?=
+NOTEBOOKS ?= notebooks
+# A profile's run folder: its name, that of its file, is one that make can work with.
+RUN := $(or $(SLIMLLM_NB_RUNS),runs)/$(patsubst %.yaml,%,$(lastword $(subst /, ,$(PROFILE))))
 
 ifneq ($(CONDA_DEFAULT_ENV),base)
 CONDA := $(CONDA_PREFIX)
@@ -21,6 +24,7 @@ export SLIMLLM_NB_DEVICE := $(DEVICE)
 endif
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help setup reproduce quick test check compare ablations zeroshot gguf lab notebooks reference bench gpu results course sentencepiece assignments grade lint lock clean
 
 help: ## list these targets
@@ -30,8 +34,18 @@ help: ## list these targets
 setup: ## make or complete the environment from requirements.lock (hash-checked); a second time does nothing
 	@sh tools/setup.sh "$(ENVIRONMENT)"
 
-reproduce: setup ## run the notebooks and judge the paper's claims [PROFILE=embedded DEVICE=cpu, cuda, ...]; goes on where it stopped
-	$(PYTHON) -m slimllm_nb.reproduce --profile "$(PROFILE)"
+reproduce: setup ## run the notebooks and judge the claims [PROFILE=embedded DEVICE=cpu OPTIONS="-p samples=8"]; goes on where it stopped
+	@exec $(PYTHON) -m slimllm_nb.reproduce.start --profile "$(PROFILE)" --notebooks "$(NOTEBOOKS)" $(OPTIONS)
+	@[ ! -f "$(RUN)/inputs" ] || exec $(MAKE) --no-print-directory notebooks-and-verdicts
+
+# What is older than its notebook or than what all of them depend on runs again, in this order. exec: make tells those
+# whom it started itself when it is told to end.
+.PHONY: notebooks-and-verdicts
+notebooks-and-verdicts: $(patsubst $(NOTEBOOKS)/%,$(RUN)/%,$(sort $(wildcard $(NOTEBOOKS)/*.ipynb)))
+	@$(PYTHON) -m slimllm_nb.reproduce --profile "$(PROFILE)" $^
+
+$(RUN)/%.ipynb: $(NOTEBOOKS)/%.ipynb $(RUN)/inputs
+	@exec $(PYTHON) -m slimllm_nb.reproduce.notebook $< $@
 
 quick: lint ## lint, then every test that is quick and executes no notebook
 	$(PYTHON) -m pytest -n auto -m "not slow and not notebook"
@@ -58,7 +72,7 @@ lab: setup ## open JupyterLab on the notebooks
 	$(PYTHON) -m jupyterlab notebooks
 
 notebooks: setup ## run the committed notebooks again, top to bottom, and save their outputs in place
-	@for notebook in $(NOTEBOOKS); do \
+	@for notebook in $(NOTEBOOKS)/*.ipynb; do \
 		$(PYTHON) -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False "$$notebook" || exit 1; \
 	done
 

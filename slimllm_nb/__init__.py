@@ -5,7 +5,7 @@
 3. `pruning`: the four ideas in order, `prune(model, input_ids, ...)`; `modeling`: the model that comes out.
 4. `evaluation`: perplexity, size, zero-shot accuracy, speed; `export`: checkpoints that travel, stock models, GGUF.
 5. What stands around it: `sources` (models and texts), `reproduce` (profiles, the paper's claims, verdicts and the
-   runner: `python -m slimllm_nb.reproduce`), `plots`, `llama` (what is asked of a model), `files`.
+   steps of `make reproduce`), `plots`, `llama` (what is asked of a model), `files`.
 
 Importing the package loads nothing heavy; import the module that holds the idea you need, such as `slimllm_nb.heads`.
 """

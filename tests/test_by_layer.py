@@ -10,7 +10,7 @@ from conftest import make_small_model
 from slimllm_nb import calibration, disk, evaluation, sources
 from slimllm_nb.disk import checkpoint_perplexity
 from slimllm_nb.pruning import prune
-from slimllm_nb.reproduce import by_layer, cost, judge, load_profile, runner
+from slimllm_nb.reproduce import by_layer, cost, judge, load_profile, start
 from slimllm_nb.reproduce.published import NOTEBOOK
 from slimllm_nb.sources import SourceError
 from slimllm_nb.sources.checkpoints import checkpoint_folder
@@ -96,7 +96,7 @@ def test_the_command(profile, folder, tmp_path, capsys, walks):  # noqa: F811
     """All numbers as in memory; what is there is not measured again, nor the dense layers' similarities; a checkpoint
     that loads."""
     command = ["--profile", str(folder / "tiny.yaml"), "--by-layer"]
-    assert runner.main(command) == 0
+    assert start.main(command) == 0
     out = capsys.readouterr().out
     assert walks == ["layer similarity", "pruning", "pruning"]
     content = json.loads((tmp_path / "tiny" / by_layer.FILE).read_text())
@@ -117,7 +117,7 @@ def test_the_command(profile, folder, tmp_path, capsys, walks):  # noqa: F811
     content["metrics"].pop("50")
     (tmp_path / "tiny" / by_layer.FILE).write_text(json.dumps(content))
     before = config.stat().st_mtime_ns
-    assert runner.main(command) == 0
+    assert start.main(command) == 0
     assert config.stat().st_mtime_ns == before
     assert "20 %:" not in (out := capsys.readouterr().out) and "50 %:" in out
     assert walks[3:] == ["pruning"]
@@ -146,20 +146,20 @@ def test_another_dense_model_than_the_published_one_is_not_pruned(profile, folde
     missed = judge(NOTEBOOK, {}, load_profile("llama-7b-20"))[:1]
     monkeypatch.setattr(by_layer, "not_as_published", lambda metrics, profile: missed)
     command = ["--profile", str(folder / "tiny.yaml"), "--by-layer"]
-    assert runner.main(command) == 1
+    assert start.main(command) == 2
     assert "nothing was pruned: the dense model is not the one that the paper measured" in capsys.readouterr().err
     assert not (tmp_path / "tiny" / "model").exists()
     monkeypatch.setenv("ALLOW_DENSE_MISMATCH", "1")
-    assert runner.main(command) == 0
+    assert start.main(command) == 0
 
 
 def test_a_machine_that_is_too_small_goes_layer_by_layer(profile, folder, tmp_path, capsys, monkeypatch):  # noqa: F811
     def too_large(*_):
         raise cost.TooLargeError("profile tiny needs 41 GB of GPU memory, and the GPU has 24 GB")
 
-    monkeypatch.setattr(runner, "announce", too_large)
+    monkeypatch.setattr(start, "announce", too_large)
     monkeypatch.setattr(by_layer, "run", lambda profile, folder: [])
-    assert runner.main(["--profile", str(folder / "tiny.yaml")]) == 0
+    assert start.main(["--profile", str(folder / "tiny.yaml")]) == 0
     assert "and the GPU has 24 GB. Without the notebooks, one decoder layer at a time:" in capsys.readouterr().err
 
 

@@ -3,8 +3,7 @@
 import pytest
 
 from slimllm_nb import calibration, sources
-from slimllm_nb.files import ROOT
-from slimllm_nb.reproduce import cost, profiles, stamps
+from slimllm_nb.reproduce import cost, profiles, start
 from slimllm_nb.reproduce.profiles import ProfileError, load_profile, run_folder
 
 
@@ -66,7 +65,6 @@ def test_the_readmes_example_of_ones_own_model_and_texts(tmp_path, monkeypatch):
     assert profile.settings["30"].mean_ratio(30) == pytest.approx(0.3 * 30 / 26)
 
 
-NOTEBOOK = ROOT / "notebooks" / "00_overview.ipynb"
 PARTS = """
 from pathlib import Path
 from slimllm_nb.methods import register
@@ -93,11 +91,11 @@ def test_a_method_of_ones_own_in_a_profile(tmp_path):
     assert profile.settings["20"].arguments["method"] == {"channel_score": "norms_of_a_profile", "name": "mine"}
     assert profile.settings["20"].amount == load_profile("embedded").settings["20"].arguments  # without the method
     assert profile.method_name == "mine"
-    before = stamps.digest(NOTEBOOK, profile, {})
+    before = start.made_from(profile, {})
     assert (tmp_path / "runs.txt").read_text() == "run\n"  # once, however often the files are asked for
     with (tmp_path / "parts.py").open("a") as file:
         file.write("# changed\n")
-    assert stamps.digest(NOTEBOOK, profile, {}) != before
+    assert start.made_from(profile, {}) != before
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from slimllm_nb.evaluation.zeroshot import ZeroShotError, zeroshot
 from slimllm_nb.export import save_checkpoint, to_stock
 from slimllm_nb.export.gguf import LLAMA_3, write_gguf
 from slimllm_nb.pruning import layer_similarities, prune
-from slimllm_nb.reproduce import dense, runner
+from slimllm_nb.reproduce import start
 from slimllm_nb.sources import SourceError, load_model, load_tokenizer
 from test_checkpoint import tokenizer  # noqa: F401  a fixture
 
@@ -271,8 +271,8 @@ FAULTS = {
 COMMANDS = {
     "compare": lambda path: comparison.main(["--profile", path, "--methods", "slimllm", "--seeds", "1"]),
     "zeroshot": lambda path: zeroshot_tool.main(["--profile", path]),
-    "dense": lambda path: dense.main(["--profile", path]),
-    "by layer": lambda path: runner.main(["--profile", path, "--by-layer"]),
+    "dense": lambda path: start.main(["--profile", path]),
+    "by layer": lambda path: start.main(["--profile", path, "--by-layer"]),
 }
 
 

@@ -1,7 +1,6 @@
-"""The runner: what it refuses, keeps, skips and reports, with a function in the place of the kernel."""
+"""Before and after the notebooks: what is refused, what makes a run out of date, what is judged and reported."""
 
 import json
-import os
 import re
 import shutil
 
@@ -11,10 +10,19 @@ import pytest
 from slimllm_nb import fingerprint
 from slimllm_nb.corpora import TextSource
 from slimllm_nb.files import write_text
-from slimllm_nb.reproduce import pages, profiles, runner, stamps
-from workplace import CLAIMS, PARAMETERS, write_notebook
+from slimllm_nb.reproduce import __main__ as judge
+from slimllm_nb.reproduce import load_profile, start
+from slimllm_nb.reproduce.claims import PaperError
+from slimllm_nb.reproduce.verdicts import read_result
+from workplace import write_notebook
 
 # --- refused before anything starts ---------------------------------------------------------------------------------
+
+
+def refused(place, capsys, *options: str) -> str:
+    assert start.main(["--notebooks", str(place.notebooks), *options]) == 2
+    assert not place.runs.exists()
+    return capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -27,40 +35,40 @@ from workplace import CLAIMS, PARAMETERS, write_notebook
         (["-p", "samples=true"], r"must be int, like the default 32; it is bool"),
         (["-p", "samples=[1"], r"-p samples=\[1: the value is not valid YAML"),
         (["-p", "samples"], r"-p samples: give it as name=value"),
-        (["-p", "profile=embedded"], r"-p profile=embedded: profile is set by --profile"),
+        (["-p", "profile=embedded"], r"-p profile=embedded: profile is set by PROFILE"),
         (["-p", "output_folder=x"], r"output_folder is set by the environment variable SLIMLLM_NB_RUNS"),
-        (["--notebooks", "/nowhere"], r"/nowhere has no notebooks"),
     ],
 )
 def test_a_wrong_setting_is_refused(options, message, workplace, capsys):
     write_notebook(workplace.notebooks, "01_first")
-    assert workplace.main(*options) == 2
-    assert re.search("Stopped: .*" + message, capsys.readouterr().err)
-    assert not workplace.runs.exists()
+    assert re.search("Stopped: .*" + message, refused(workplace, capsys, *options))
+
+
+def test_a_folder_of_runs_that_make_cannot_work_in_is_refused(workplace, capsys, monkeypatch, tmp_path):
+    write_notebook(workplace.notebooks, "01_first")
+    monkeypatch.setenv("SLIMLLM_NB_RUNS", str(tmp_path / "my runs"))
+    assert "my runs; make can work in no folder with a space" in refused(workplace, capsys)
 
 
 @pytest.mark.parametrize(
-    ("cells", "parameters", "message"),
+    ("parameters", "message"),
     [
-        ([], "profile = load()", r"its parameters cell may hold only lines of the form name = literal"),
-        ([], "samples = 1", r"its parameters cell has no profile"),
-        (["x = = 1"], PARAMETERS, r"cell 1 is not valid Python"),
+        ("profile = load()", r"its parameters cell may hold only lines of the form name = literal"),
+        ("samples = 1", r"its parameters cell has no profile"),
+        ("samples = = 1", r"its parameters cell may hold only lines of the form name = literal"),
     ],
 )
-def test_a_broken_notebook_is_refused(cells, parameters, message, workplace, capsys):
+def test_a_broken_parameters_cell_is_refused(parameters, message, workplace, capsys):
     write_notebook(workplace.notebooks, "01_first")
-    write_notebook(workplace.notebooks, "02_second", *cells, parameters=parameters)
-    assert workplace.main() == 2
-    assert re.search(r"02_second.ipynb.*" + message, capsys.readouterr().err)
-    assert not workplace.runs.exists()
+    write_notebook(workplace.notebooks, "02_second", parameters=parameters)
+    assert re.search(r"02_second.ipynb.*" + message, refused(workplace, capsys))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"cells": [{"metadata": {}}]}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"cells": [{"metadata": {}}, {"metadata": {"tags": ["parameters"]}}]}'])
 def test_what_is_not_a_notebook_is_refused(text, workplace, capsys):
-    workplace.notebooks.mkdir()
+    workplace.notebooks.mkdir(parents=True)
     (workplace.notebooks / "01_first.ipynb").write_text(text)
-    assert workplace.main() == 2
-    assert "01_first.ipynb is not a notebook" in capsys.readouterr().err
+    assert "01_first.ipynb is not a notebook" in refused(workplace, capsys)
 
 
 def test_a_notebook_needs_exactly_one_parameters_cell(tmp_path):
@@ -68,88 +76,110 @@ def test_a_notebook_needs_exactly_one_parameters_cell(tmp_path):
     for count in (0, 2):
         cell = {"cell_type": "code", "source": ["a = 1"], "metadata": {"tags": ["parameters"]}}
         path.write_text(json.dumps({"cells": [cell] * count}))
-        with pytest.raises(stamps.NotebookError, match=f"has {count} cells tagged 'parameters'"):
-            stamps.read_parameters(path)
+        with pytest.raises(start.NotebookError, match=f"has {count} cells tagged 'parameters'"):
+            start.read_parameters(path)
 
 
-def test_broken_claims_are_refused_before_anything_starts(workplace, capsys):
-    write_notebook(workplace.notebooks, "01_first")
-    workplace.claims.write_text("- {id: one}")
-    assert workplace.main() == 2
-    assert "claims.yaml is not valid" in capsys.readouterr().err
-
-
-# --- what is left, judged; what depends on what: notebooks played by a function ---------------------------------------
+# --- what a run depends on --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def played(workplace, monkeypatch):
-    """The runner with a stand-in for papermill: `played.results[name]` is what that notebook leaves."""
-    workplace.results = {"01_first": {"a": 1.0}, "02_second": {"a": 32.0}}
-    workplace.started = []
+def dependent(tmp_path, monkeypatch):
+    """A copy of all that a run depends on, a profile with files of its own, and its fingerprint."""
+    for module, constant, name in ((fingerprint, "PACKAGE", "slimllm_nb"), (start, "DATA", "data")):
+        shutil.copytree(getattr(module, constant), tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        monkeypatch.setattr(module, constant, tmp_path / name)
+    shutil.copy(start.LOCK, tmp_path / "requirements.lock")
+    monkeypatch.setattr(start, "LOCK", tmp_path / "requirements.lock")
+    for name in ("mine.txt", "parts.py", "mine.csv", "model/config.json", "model/model.safetensors"):
+        write_text(tmp_path / name, "My own.")
+    profile = load_profile("embedded")
+    published = load_profile("llama-7b-20").published.model_copy(update={"table": str(tmp_path / "mine.csv")})
+    own = {"texts": {"mine": TextSource(files=[str(tmp_path / "mine.txt")])}, "parts": [str(tmp_path / "parts.py")]}
+    profile = profile.model_copy(update={**own, "published": published, "model": str(tmp_path / "model")})
 
-    def execute(path, output, failed, parameters):
-        name = path.stem
-        workplace.started.append(name)
-        outcome = workplace.results[name]
-        if isinstance(outcome, BaseException):
-            raise outcome
-        output.write_text(path.read_text())
-        content = {"notebook": name, "profile": parameters["profile"], "metrics": outcome}
-        write_text(workplace.run_folder / "results" / f"{name}.json", json.dumps(content))
+    def made_from(profile=profile, **parameters):
+        fingerprint._code.cache_clear()
+        return start.made_from(profile, parameters)
 
-    monkeypatch.setattr(runner, "_execute", execute)
-    for name in workplace.results:
-        write_notebook(workplace.notebooks, name, "# Text")
-    return workplace
-
-
-def restarted(place) -> list[str]:
-    place.started.clear()
-    assert place.main() == 0
-    return list(place.started)
+    yield tmp_path, profile, made_from
+    fingerprint._code.cache_clear()
 
 
-def test_an_expected_claim_that_does_not_hold_fails_the_run(played, capsys):
-    played.results["01_first"] = {"a": 2.5}
-    assert played.main() == 1
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("slimllm_nb/heads.py", True),
+        ("requirements.lock", True),
+        ("mine.txt", True),
+        ("parts.py", True),
+        ("mine.csv", True),
+        ("model/config.json", True),
+        ("model/model.safetensors", True),
+        ("data/ablations/plan.yaml", True),
+        ("data/paper/table5_ablation_alpha.csv", True),
+        ("data/paper/claims.yaml", True),
+        ("data/tasks/analogies.yaml", True),
+        ("data/zeroshot/embedded.json", True),
+        ("data/paper/README.md", False),
+        ("data/gpu/card.json", False),
+        ("data/tasks/__pycache__/utils.cpython-311.pyc", False),
+    ],
+)
+def test_a_run_depends_on_its_files(file, changes, dependent):
+    folder, _, made_from = dependent
+    before = made_from()
+    path = folder / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes((path.read_bytes() if path.exists() else b"") + b"\n# changed\n")
+    assert (made_from() != before) == changes
+
+
+def test_a_run_depends_on_its_profile_and_parameters(dependent):
+    _, profile, made_from = dependent
+    others = [made_from(), made_from(profile.model_copy(update={"seed": 43})), made_from(samples=8)]
+    assert len(set(others)) == 3 and made_from() == others[0]
+
+
+# --- what is left is judged -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(workplace):
+    """Two notebooks that ran; finished(first metrics, second metrics) judges what they left."""
+
+    def judged(first: dict, second: dict) -> int:
+        executed = []
+        for name, metrics in (("01_first", first), ("02_second", second)):
+            path = write_notebook(workplace.run_folder, name, "# Text")
+            made = nbformat.read(path, as_version=4)
+            made.metadata["papermill"] = {"duration": 1.5}
+            nbformat.write(made, path)
+            content = {"notebook": name, "profile": "embedded", "metrics": metrics}
+            write_text(workplace.run_folder / "results" / f"{name}.json", json.dumps(content))
+            executed.append(str(path))
+        return judge.main(executed)
+
+    return judged
+
+
+def test_an_expected_claim_that_does_not_hold_fails_the_run(finished, workplace, capsys):
+    assert finished({"a": 2.5}, {"a": 32.0}) == 1
     assert "FAILED: 01_first: A is lower: does not hold (measured: 2.5)" in capsys.readouterr().err
     # All the same, the results and the report are complete.
-    assert {"results.json", "report/index.html"} <= set(played.files())
-    assert "does not hold" in (played.run_folder / "report" / "index.html").read_text()
+    assert {"results.json", "report/index.html", "report/01_first.html"} <= set(workplace.files())
+    assert "does not hold" in (workplace.run_folder / "report" / "index.html").read_text()
 
 
 @pytest.mark.parametrize(("value", "verdict"), [({"a": 1.9}, "too close to call"), ({"b": 1.0}, "not run")])
-def test_an_expected_claim_that_was_not_shown_to_hold_fails_the_run(value, verdict, played, capsys):
-    played.results["01_first"] = value
-    assert played.main() == 1
+def test_an_expected_claim_that_was_not_shown_to_hold_fails_the_run(value, verdict, finished, capsys):
+    assert finished(value, {"a": 32.0}) == 1
     assert f"FAILED: 01_first: A is lower: {verdict}" in capsys.readouterr().err
 
 
-def test_a_claim_that_is_not_expected_is_reported_and_no_more(played, capsys):
-    played.results["02_second"] = {"a": 31.0}
-    assert played.main() == 0
+def test_a_claim_that_is_not_expected_is_reported_and_no_more(finished, capsys):
+    assert finished({"a": 1.0}, {"a": 31.0}) == 0
     assert "2 claims: 1 holds, 1 does not hold." in capsys.readouterr().out
-
-
-def test_a_missing_result(played, monkeypatch, capsys):
-    monkeypatch.setattr(runner, "_execute", lambda path, output, *_: output.write_text("executed"))
-    assert played.main() == 1
-    assert re.search(r"01_first.ipynb ran to its end, but wrote no result: .* is missing", capsys.readouterr().err)
-    assert (played.run_folder / "01_first.failed.ipynb").read_text() == "executed"
-
-
-def test_a_stale_result(played, monkeypatch, capsys):
-    execute = runner._execute
-
-    def execute_and_age(path, *others):
-        execute(path, *others)
-        os.utime(played.run_folder / "results" / f"{path.stem}.json", (1, 1))
-
-    monkeypatch.setattr(runner, "_execute", execute_and_age)
-    assert played.main() == 1
-    assert "its result is stale" in capsys.readouterr().err
-    assert not (played.run_folder / "stamps").exists()
 
 
 @pytest.mark.parametrize(
@@ -160,137 +190,11 @@ def test_a_stale_result(played, monkeypatch, capsys):
         ('{"notebook": "n", "profile": "embedded", "metrics": [1]}', "is not a result file"),
         ('{"notebook": "n", "profile": "embedded", "metrics": {"a": "1"}}', "is not a result file"),
         ('{"notebook": "n", "profile": "embedded", "metrics": {}}', "holds no metrics"),
-        ('{"notebook": "n", "profile": "embedded", "metrics": {"a": NaN}}', "metrics that are not finite"),
+        ('{"notebook": "n", "profile": "embedded", "metrics": {"a": NaN}}', "not finite"),
         ('{"notebook": "m", "profile": "embedded", "metrics": {"a": 1}}', r"belongs to \('m', 'embedded'\)"),
     ],
 )
 def test_a_result_that_is_none(text, message, tmp_path):
-    (tmp_path / "n.json").write_text(text)
-    with pytest.raises(runner.RunError, match=message):
-        runner._read_result(tmp_path / "n.json", "n", "embedded")
-
-
-def test_only_what_changed_runs_again(played):
-    assert restarted(played) == ["01_first", "02_second"]
-    assert restarted(played) == []
-    write_notebook(played.notebooks, "02_second", "# Another text")
-    assert restarted(played) == ["02_second"]
-    (played.run_folder / "01_first.ipynb").unlink()
-    assert restarted(played) == ["01_first"]
-    (played.run_folder / "results" / "02_second.json").write_text("{")
-    assert restarted(played) == ["02_second"]
-    path = played.run_folder / "results" / "02_second.json"
-    path.write_text(path.read_text().replace("32.0", "31.0"))  # an edit that keeps its size
-    assert restarted(played) == ["02_second"]
-    played.claims.write_text(CLAIMS.replace("right: 2.0", "right: 3.0"))
-    assert restarted(played) == ["01_first"]
-    assert restarted(played) == []
-
-
-def test_pages_are_rendered_again_when_their_code_or_their_notebook_changes(played, monkeypatch, tmp_path):
-    rendered = []
-    write_page = pages.write_page
-
-    def counted(executed, *others):
-        rendered.append(executed.stem)
-        write_page(executed, *others)
-
-    monkeypatch.setattr(pages, "write_page", counted)
-    both = ["01_first", "02_second"]
-    assert restarted(played) == both and rendered == both
-    rendered.clear()
-    assert restarted(played) == [] and rendered == []
-    changed = tmp_path / "pages.py"
-    changed.write_text("# changed\n")
-    monkeypatch.setattr(pages, "__file__", str(changed))
-    assert restarted(played) == [] and rendered == both
-    write_notebook(played.notebooks, "02_second", "# A third text")
-    rendered.clear()
-    assert restarted(played) == ["02_second"] and rendered == ["02_second"]
-
-
-def test_after_an_interruption_the_notebook_that_ran_runs_again(played):
-    played.results["02_second"] = KeyboardInterrupt()
-    assert played.main() == 130
-    assert not (played.run_folder / "results.json").exists()
-    (played.run_folder / "02_second.failed.ipynb").write_text("of an earlier run")
-    played.results["02_second"] = {"a": 32.0}
-    assert restarted(played) == ["02_second"]
-    assert not (played.run_folder / "02_second.failed.ipynb").exists()
-
-
-def test_a_changed_parameter_runs_only_notebooks_that_have_it(played):
-    write_notebook(played.notebooks, "02_second", parameters='profile = ""\noutput_folder = ""\n')
-    assert restarted(played) == ["01_first", "02_second"]
-    played.started.clear()
-    assert played.main("-p", "samples=8") == 0
-    assert played.started == ["01_first"]
-
-
-# --- what a notebook depends on ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def dependent(workplace, tmp_path, monkeypatch):
-    """digests() of two notebooks, and a copy of all that they depend on."""
-    for module, constant, name in ((fingerprint, "PACKAGE", "slimllm_nb"), (stamps, "DATA", "data")):
-        shutil.copytree(getattr(module, constant), tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-        monkeypatch.setattr(module, constant, tmp_path / name)
-    shutil.copy(stamps.LOCK, tmp_path / "requirements.lock")
-    monkeypatch.setattr(stamps, "LOCK", tmp_path / "requirements.lock")
-    (tmp_path / "mine.txt").write_text("A text of one's own.")
-    write_notebook(workplace.notebooks, "01_first", "print(5)")
-    write_notebook(workplace.notebooks, "02_second", "%%time\nprint(6)", "print('%d'\n% 5)")  # no magic
-    own = {"texts": {"mine": TextSource(files=[str(tmp_path / "mine.txt")])}}
-    profile = profiles.load_profile("embedded").model_copy(update=own)
-
-    def digests(profile=profile):
-        fingerprint._code.cache_clear()
-        paths = sorted(workplace.notebooks.glob("*.ipynb"))
-        return {path.stem: stamps.digest(path, profile, {}) for path in paths} | {"dense": stamps.dense_digest(profile)}
-
-    yield tmp_path, digests
-    fingerprint._code.cache_clear()
-
-
-NOTEBOOKS = {"01_first", "02_second"}
-
-
-@pytest.mark.parametrize(
-    ("file", "changed"),
-    [
-        ("slimllm_nb/heads.py", NOTEBOOKS | {"dense"}),
-        ("requirements.lock", NOTEBOOKS | {"dense"}),
-        ("mine.txt", NOTEBOOKS | {"dense"}),
-        ("data/ablations/plan.yaml", NOTEBOOKS),
-        ("data/paper/table5_ablation_alpha.csv", NOTEBOOKS),
-        ("data/tasks/analogies.yaml", NOTEBOOKS),
-        ("data/zeroshot/embedded.json", NOTEBOOKS),
-        ("data/paper/README.md", set()),
-        ("data/gpu/card.json", set()),
-        ("data/tasks/__pycache__/utils.cpython-311.pyc", set()),
-    ],
-)
-def test_a_digest_follows_the_files_it_depends_on(file, changed, dependent):
-    folder, digests = dependent
-    before = digests()
-    path = folder / file
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes((path.read_bytes() if path.exists() else b"") + b"\n# changed\n")
-    after = digests()
-    assert {name for name in after if after[name] != before[name]} == changed
-
-
-def test_a_digest_follows_the_profile_and_the_code_and_not_the_outputs(dependent, workplace):
-    _, digests = dependent
-    before = digests()
-    other = profiles.load_profile("embedded").model_copy(update={"seed": 43})
-    assert set(digests(other).items()).isdisjoint(before.items())
-    path = workplace.notebooks / "01_first.ipynb"
-    notebook = nbformat.read(path, as_version=4)
-    notebook.cells[1].outputs = [nbformat.v4.new_output("stream", text="5")]
-    nbformat.write(notebook, path)
-    assert digests() == before
-    notebook.cells[1].source += "\nprint(6)"
-    nbformat.write(notebook, path)
-    assert digests()["01_first"] != before["01_first"]
+    write_text(tmp_path / "results" / "n.json", text)
+    with pytest.raises(PaperError, match=message):
+        read_result(tmp_path, "n", "embedded")

@@ -1,46 +1,46 @@
-"""The runner on real kernels: notebooks of a few lines from start to end, that fail, die or are interrupted."""
+"""make reproduce on real kernels: notebooks of a few lines from start to end, edited, failing, dying, interrupted."""
 
 import html.parser
 import json
+import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from workplace import Workplace, save, write_notebook
+from slimllm_nb.reproduce import notebook
+from workplace import Workplace, make, save, write_notebook
 
 pytestmark = pytest.mark.notebook
-OPTIONS = ["-p", "samples=16", "-p", "share=1"]
+OPTIONS = "OPTIONS=-p samples=16 -p share=1"
 PATIENCE = 900  # seconds; reached only where something hangs, however slow the machine
+PICTURE = "from IPython.display import Image\nImage(data=bytes.fromhex('89504e470d0a1a0a'), format='png')"
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Two notebooks that were run by the command, and what it printed."""
     place = Workplace(tmp_path_factory.mktemp("finished"))
+    place.clone()
     first = save("01_first", '{"a": 1.5, "samples": samples, "pid": os.getpid()}')
-    picture = "from IPython.display import Image\nImage(data=bytes.fromhex('89504e470d0a1a0a'), format='png')"
     text = "# The first\n> Eq. 3: $x < y$ and\n\n$$\\frac{1}{2}$$\n\nNext: [02](02_second.ipynb)"
-    write_notebook(place.notebooks, "01_first", text, first, picture, "left_over = 1")
+    write_notebook(place.notebooks, "01_first", text, first, PICTURE, "left_over = 1")
     second = save("02_second", '{"a": samples, "pid": os.getpid(), "kept": float("left_over" in globals())}')
     write_notebook(place.notebooks, "02_second", second, parameters='profile = ""\noutput_folder = ""\nsamples = 8\n')
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        place.patch(monkeypatch)
-        done = subprocess.run(place.script(*OPTIONS), capture_output=True, text=True)
-    return place, done
+    return place, place.reproduce(OPTIONS)
 
 
 def test_a_run_goes_through_all_notebooks_and_ends_in_verdicts(finished):
     place, done = finished
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert (lines[0], lines[2]) == ("[1/2] 01_first ...", "[2/2] 02_second ...")
-    assert re.fullmatch(r"\[1/2\] 01_first: \d+\.\d s", lines[1])
-    assert re.fullmatch(r"\[2/2\] 02_second: \d+\.\d s", lines[3])
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("make")]
+    assert (lines[0], lines[2]) == ("01_first ...", "02_second ...")
+    assert re.fullmatch(r"01_first: \d+\.\d s", lines[1]) and re.fullmatch(r"02_second: \d+\.\d s", lines[3])
     assert "2 claims: 1 holds, 1 does not hold." in lines
     assert lines[-1].startswith("Report: ") and Path(lines[-1].removeprefix("Report: ")).is_file()
     assert place.files() == [
@@ -52,8 +52,6 @@ def test_a_run_goes_through_all_notebooks_and_ends_in_verdicts(finished):
         "results.json",
         "results/01_first.json",
         "results/02_second.json",
-        "stamps/01_first.json",
-        "stamps/02_second.json",
     ]
 
 
@@ -106,70 +104,110 @@ def test_the_report_needs_nothing_from_elsewhere(finished):
     assert {"math", "mfrac", "blockquote", "img"} <= first.tags
 
 
-def test_a_second_run_does_nothing_and_loads_nothing_heavy(finished, monkeypatch):
-    place, _ = finished
-    place.patch(monkeypatch)
-    check = "heavy = {'torch', 'transformers', 'papermill', 'pandas'} & set(sys.modules)\nassert not heavy, heavy"
-    done = subprocess.run(place.script(*OPTIONS, after=check), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[:2] == ["[1/2] 01_first: up to date", "[2/2] 02_second: up to date"]
+def runs_again(place: Workplace, options: str = OPTIONS, quick: bool = False) -> list[str]:
+    """The notebooks that make would run, by its dry run after the real first step; `quick`: that one waits for no
+    torch."""
+    environment = os.environ | {"SLIMLLM_NB_RUNS": str(place.runs)}
+    heavy = "{'papermill', 'pandas', *(['torch'] if quick else [])} & set(sys.modules)"
+    code = "import sys\nfrom slimllm_nb.reproduce import start\nassert start.main(sys.argv[1:]) == 0"
+    command = [
+        sys.executable,
+        "-c",
+        f"{code}\nquick = {quick}\nassert not {heavy}",
+        *options.removeprefix("OPTIONS=").split(),
+    ]
+    subprocess.run(command, cwd=place.root, env=environment, check=True, capture_output=True)
+    told = make("notebooks-and-verdicts", "-n", folder=place.root)
+    done = subprocess.run(told, env=environment, check=True, capture_output=True, text=True)
+    return re.findall(r"reproduce\.notebook \S*/(\w+)\.ipynb", done.stdout)
+
+
+def test_what_was_edited_makes_the_right_notebooks_run_again(finished):
+    place, done = finished
+    assert done.returncode == 0
+    both = ["01_first", "02_second"]
+    assert runs_again(place, quick=True) == []
+    assert runs_again(place, "-p samples=17") == both
+    assert runs_again(place) == both  # the parameters of before, but what they gave is not known to be
+    for name in both:
+        os.utime(place.run_folder / f"{name}.ipynb")
+    assert runs_again(place) == []
+    os.utime(place.notebooks / "02_second.ipynb")
+    assert runs_again(place) == ["02_second"]
+    (place.run_folder / "results" / "01_first.json").unlink()
+    assert runs_again(place) == both
+    os.utime(place.run_folder / "02_second.ipynb")
+    assert runs_again(place) == ["01_first"]
+    plan = place.root / "data" / "ablations" / "plan.yaml"
+    plan.write_text(plan.read_text() + "# edited\n")
+    assert runs_again(place) == both
+
+
+# --- notebooks that do not end well -----------------------------------------------------------------------------------
 
 
 def test_a_notebook_whose_last_cell_fails(workplace, capsys):
     write_notebook(workplace.notebooks, "01_first", save("01_first", '{"a": 1.0}'), "raise ValueError('too late')")
-    write_notebook(workplace.notebooks, "02_second", save("02_second", '{"a": 32.0}'))
-    stale = workplace.run_folder / "results.json"
-    stale.parent.mkdir(parents=True)
-    stale.write_text("of an earlier run")
-    assert workplace.main() == 1
-    printed = capsys.readouterr()
-    assert "02_second" not in printed.out
-    assert "FAILED: 01_first.ipynb: cell In [4] raised ValueError: too late" in printed.err
-    # No results.json, no stamp and no report: nothing of it looks complete.
+    for stale in ("results.json", "01_first.ipynb"):
+        (workplace.run_folder / stale).parent.mkdir(parents=True, exist_ok=True)
+        (workplace.run_folder / stale).write_text("of an earlier run")
+    assert workplace.run("01_first") == 2
+    assert "Stopped: 01_first.ipynb: cell In [4] raised ValueError: too late. See " in capsys.readouterr().err
+    # No results.json and no executed notebook: nothing of it looks complete.
     assert workplace.files() == ["01_first.failed.ipynb", "results/01_first.json"]
     failed = nbformat.read(workplace.run_folder / "01_first.failed.ipynb", as_version=4)
     assert failed.cells[-1].outputs[-1].ename == "ValueError"
 
 
-def test_a_notebook_that_ends_itself_is_no_success(workplace, capsys):
-    leave = "import sys\nsys.exit(0)"
-    write_notebook(workplace.notebooks, "01_first", save("01_first", '{"a": 1.0}'), leave, "print('never')")
-    assert workplace.main() == 1
-    assert "FAILED: 01_first.ipynb: code cell 4 of 5 ended the notebook" in capsys.readouterr().err
-    assert workplace.files() == ["01_first.failed.ipynb", "results/01_first.json"]
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("import sys\nsys.exit(0)", "01_first.ipynb: code cell 4 of 5 ended the notebook"),
+        ("os._exit(1)", "01_first.ipynb: its kernel died"),
+        ("(folder / '01_first.json').unlink()", "wrote no result: "),
+    ],
+)
+def test_a_notebook_that_ends_otherwise_is_no_success(cell, message, workplace, capsys):
+    write_notebook(workplace.notebooks, "01_first", save("01_first", '{"a": 1.0}'), cell, "print('never')")
+    assert workplace.run("01_first") == 2
+    assert message in capsys.readouterr().err
+    assert "01_first.ipynb" not in workplace.files() and "01_first.failed.ipynb" in workplace.files()
 
 
-def test_a_kernel_that_dies(workplace, capsys):
-    write_notebook(workplace.notebooks, "01_first", save("01_first", '{"a": 1.0}'), "os._exit(1)", "print('never')")
-    assert workplace.main() == 1
-    assert "01_first.ipynb: its kernel died" in capsys.readouterr().err
-    assert workplace.files() == ["01_first.failed.ipynb", "results/01_first.json"]
+def test_the_progress_of_a_cell_is_on_the_screen(workplace, capfd):
+    steps = "import time\nfrom slimllm_nb.progress import bar\nfor _ in bar(range(4), progress=False): time.sleep(0.9)"
+    write_notebook(workplace.notebooks, "01_first", steps, save("01_first", '{"a": 1.0}'))
+    assert workplace.run("01_first") == 0
+    assert re.search(r"\d+%\|.*\| \d/4 ", capfd.readouterr().err)
+    executed = nbformat.read(workplace.run_folder / "01_first.ipynb", as_version=4)
+    assert executed.cells[2].outputs == []
+    assert notebook._screen()  # of this process
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_goes_on(number, workplace, tmp_path):
+    workplace.clone()
     ready = tmp_path / "ready"
     wait = f"import os, pathlib, time\npathlib.Path({str(ready)!r}).write_text(str(os.getpid()))"
     write_notebook(workplace.notebooks, "01_first", save("01_first", '{"a": 1.0}'))
-    write_notebook(
-        workplace.notebooks, "02_second", wait, "while True: time.sleep(1)", save("02_second", '{"a": 32.0}')
-    )
-    process = subprocess.Popen(workplace.script(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
+    second = save("02_second", '{"a": 32.0}')
+    write_notebook(workplace.notebooks, "02_second", wait, "while True: time.sleep(1)", second)
+    with workplace.start() as process:
         wait_for(lambda: process.poll() is not None or (ready.exists() and ready.read_text()))
         assert process.poll() is None, process.communicate()[1]
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=PATIENCE)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "Interrupted. The same command goes on with the notebook that was running." in errors
+        if number == signal.SIGINT:  # of the terminal: to make and all that it started
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        process.communicate(timeout=PATIENCE)
+    assert process.returncode != 0
     wait_for(lambda: not Path(f"/proc/{ready.read_text()}").exists())
-    files = ["01_first.ipynb", "results/01_first.json", "stamps/01_first.json"]
-    assert workplace.files() == files and not list(workplace.run_folder.glob(".*"))
-    write_notebook(workplace.notebooks, "02_second", save("02_second", '{"a": 32.0}'))
-    done = subprocess.run(workplace.script(), capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("[1/2] 01_first: up to date\n[2/2] 02_second ...\n[2/2] 02_second: ")
+    assert workplace.files() == ["01_first.ipynb", "results/01_first.json"]
+    assert not list(workplace.run_folder.glob(".*"))
+    write_notebook(workplace.notebooks, "02_second", second)
+    done = workplace.reproduce()
+    assert done.returncode == 0, done.stderr
+    assert "02_second ..." in done.stdout and "01_first ..." not in done.stdout
 
 
 def wait_for(condition) -> None:

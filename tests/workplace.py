@@ -1,11 +1,17 @@
-"""A place to try the runner in: notebooks of a few lines, claims of their own, a run folder, and the command."""
+"""A place to try `make reproduce` in: a copy of the repository with short notebooks and claims of their own."""
 
+import json
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 
-from slimllm_nb.reproduce import claims, runner
+from slimllm_nb.files import ROOT, write_text
+from slimllm_nb.reproduce import claims, notebook
+from slimllm_nb.reproduce.start import INPUTS
 
 PARAMETERS = 'profile = "embedded"\noutput_folder = ""\nsamples = 32\nshare = 0.5\n'
 # What a notebook of this project does at its end, without importing the package.
@@ -25,46 +31,66 @@ CLAIMS = """
 """
 
 
-def write_notebook(folder: Path, name: str, *cells: str, parameters: str = PARAMETERS) -> None:
-    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
-    notebook.cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+def write_notebook(folder: Path, name: str, *cells: str, parameters: str = PARAMETERS) -> Path:
+    made = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    made.cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
     for cell in cells:
         new = nbformat.v4.new_markdown_cell if cell.startswith("#") else nbformat.v4.new_code_cell
-        notebook.cells.append(new(cell))
+        made.cells.append(new(cell))
     folder.mkdir(parents=True, exist_ok=True)
-    nbformat.write(notebook, folder / f"{name}.ipynb")
+    nbformat.write(made, folder / f"{name}.ipynb")
+    return folder / f"{name}.ipynb"
 
 
 def save(name: str, metrics: str) -> str:
     return SAVE.replace("NAME", repr(name)).replace("METRICS", metrics)
 
 
+def make(*arguments: str, folder: Path = ROOT) -> list[str]:
+    """The command, in the environment that runs the tests."""
+    return ["make", "-C", str(folder), "-o", "setup", f"ENVIRONMENT={sys.prefix}", *arguments]
+
+
 class Workplace:
-    """A folder of notebooks, a folder of runs, and the command."""
+    """A folder of notebooks, a folder of runs, and the commands."""
 
     def __init__(self, folder: Path):
-        self.notebooks, self.runs, self.claims = folder / "notebooks", folder / "runs", folder / "claims.yaml"
-        self.run_folder = self.runs / "embedded"
+        self.root, self.runs = folder / "repository", folder / "runs"
+        self.notebooks, self.run_folder = self.root / "notebooks", self.runs / "embedded"
+        self.claims = folder / "claims.yaml"
         self.claims.write_text(CLAIMS)
 
     def patch(self, monkeypatch) -> None:
         monkeypatch.setenv("SLIMLLM_NB_RUNS", str(self.runs))
         monkeypatch.setattr(claims, "CLAIMS", self.claims)
 
-    def main(self, *options: str) -> int:
-        return runner.main(["--notebooks", str(self.notebooks), *options])
+    def run(self, name: str) -> int:
+        """One notebook, by the recipe of the Makefile."""
+        if not (self.run_folder / INPUTS).exists():
+            write_text(self.run_folder / INPUTS, json.dumps({"parameters": {"profile": "embedded"}}))
+        return notebook.main([str(one / f"{name}.ipynb") for one in (self.notebooks, self.run_folder)])
 
-    def script(self, *options: str, after: str = "") -> list[str]:
-        """The command as a process of its own; `after` is run at its end."""
-        lines = [
-            "import pathlib, sys",
-            "from slimllm_nb.reproduce import claims, runner",
-            f"claims.CLAIMS = pathlib.Path({str(self.claims)!r})",
-            f"code = runner.main({['--notebooks', str(self.notebooks), *options]!r})",
-            after,
-            "sys.exit(code)",
-        ]
-        return [sys.executable, "-c", "\n".join(lines)]
+    def clone(self) -> None:
+        """The repository for `reproduce`."""
+        unwanted = shutil.ignore_patterns("__pycache__")
+        for name in ("slimllm_nb", "data"):
+            shutil.copytree(ROOT / name, self.root / name, ignore=unwanted)
+        for name in ("Makefile", "requirements.lock"):
+            shutil.copy(ROOT / name, self.root)
+        self.claims = self.root / "data" / "paper" / "claims.yaml"
+        self.claims.write_text(CLAIMS)
+
+    def start(self, *arguments: str, **options) -> subprocess.Popen:
+        """make reproduce, in a process group of its own."""
+        pipe, environment = subprocess.PIPE, os.environ | {"SLIMLLM_NB_RUNS": str(self.runs)}
+        environment.pop("PYTHONPATH", None)
+        command = make("reproduce", *arguments, folder=self.root)
+        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True)
+
+    def reproduce(self, *arguments: str) -> subprocess.CompletedProcess:
+        with self.start(*arguments) as process:
+            out, errors = process.communicate()
+        return subprocess.CompletedProcess([], process.returncode, out, errors)
 
     def files(self) -> list[str]:
         return sorted(path.relative_to(self.run_folder).as_posix() for path in self.run_folder.rglob("*.*"))

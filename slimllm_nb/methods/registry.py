@@ -233,8 +233,7 @@ def method_names() -> list[str]:
 
 
 def load_built_in() -> None:
-    """Import every file of this folder. By name, not by import statements: a part that nobody asks for is no reason to
-    run a notebook again (reproduce.stamps follows imports)."""
+    """Import every file of this folder."""
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         importlib.import_module(f"{__package__}.{module.name}")
 

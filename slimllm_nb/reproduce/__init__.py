@@ -1,6 +1,6 @@
 """Running the notebooks and judging the paper's claims: what notebooks ask for.
 
-Light on purpose: the runner finds out that there is nothing to do within a second.
+Light on purpose: `make reproduce` finds out that there is nothing to do within seconds.
 """
 
 from slimllm_nb.reproduce.claims import PaperError, load_claims, published

@@ -1,5 +1,5 @@
-"""A profile without its notebooks, for a model that is larger than the machine: python -m slimllm_nb.reproduce
---by-layer, and by itself where the GPU is too small for the notebooks.
+"""A profile without its notebooks, for a model that is larger than the machine: make reproduce OPTIONS=--by-layer, and
+by itself where the GPU is too small for the notebooks.
 
 The dense model's perplexities, every setting pruned by prune_checkpoint, the pruned ones' perplexities, and verdicts on
 the claims that these numbers answer; whatever the number of layers, one of them is in memory. What is there is not

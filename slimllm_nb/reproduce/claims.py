@@ -9,7 +9,7 @@ from slimllm_nb.reproduce.profiles import Profile
 from slimllm_nb.reproduce.published import PAPER, PaperError, published_fields
 from slimllm_nb.settings import read_validated
 
-if TYPE_CHECKING:  # pandas takes seconds to import, which the runner would spend on finding that nothing is to do
+if TYPE_CHECKING:  # pandas takes seconds to import, which would be spent on finding that nothing is to do
     import pandas
 
 CLAIMS = PAPER / "claims.yaml"

@@ -1,42 +1,50 @@
-"""Measure the dense model, and ask whether it is the published one: python -m slimllm_nb.reproduce.dense --profile NAME
+"""The dense gate: measure the dense model, and ask whether it is the published one, before anything is pruned.
 
-Before anything is pruned, model, texts and questions are fetched, and the dense model is measured as notebook 06 will
-measure the pruned ones. Where a number is off, what is known to move it is tried, and said. Writes dense.json into the
-run folder. Exit status: 0 when measured, 2 when something cannot be had.
+Model, texts and questions are fetched, and the dense model is measured as notebook 06 will measure the pruned ones.
+Where a number is off, what is known to move it is tried, and said.
 """
 
-import argparse
 import json
+import os
 import sys
 import time
 
-from slimllm_nb.command import command
 from slimllm_nb.files import write_text
 from slimllm_nb.reproduce.clues import find_clues
-from slimllm_nb.reproduce.profiles import Profile, load_profile, run_folder
+from slimllm_nb.reproduce.profiles import Profile, run_folder
 from slimllm_nb.reproduce.published import NOTEBOOK
 from slimllm_nb.reproduce.verdicts import FAILS, Verdict, judge
 
-ALLOW = "ALLOW_DENSE_MISMATCH"
+FILE, ALLOW = "dense.json", "ALLOW_DENSE_MISMATCH"
 
 
-@command
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m slimllm_nb.reproduce.dense", description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", required=True, help="a file of data/profiles, or the path of one of your own")
-    options = parser.parse_args(arguments)
-    profile = load_profile(options.profile)
-    content = measure(profile)
-    write_text(run_folder(profile.name) / "dense.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    return 0
+def gate(profile: Profile) -> int:
+    """1 where the dense model that was measured is not the published one, unless ALLOW_DENSE_MISMATCH=1 says to go on
+    with every verdict marked."""
+    path = run_folder(profile.name) / FILE
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not content["off"]:
+        return 0
+    print(explain(content, profile), file=sys.stderr, flush=True)
+    if os.environ.get(ALLOW) == "1":
+        return 0
+    print(
+        f"Stopped: nothing was pruned: mend the profile, or set {ALLOW}=1 to go on all the same (every verdict is then "
+        f"marked). All of it is in {path}",
+        file=sys.stderr,
+    )
+    return 1
 
 
-def measure(profile: Profile) -> dict:
-    """What dense.json holds: metrics, the rows of the zero-shot table, what is off, and what may explain it."""
+def measure(profile: Profile) -> None:
+    """Write dense.json into the run folder: metrics, the rows of the zero-shot table, what is off, and what may explain
+    it."""
     from slimllm_nb import evaluation, sources
     from slimllm_nb.calibration import draw_samples
 
-    start = time.perf_counter()
+    print("dense model ...", flush=True)
+    start, path = time.perf_counter(), run_folder(profile.name) / FILE
+    path.unlink(missing_ok=True)
     tokenizer = sources.load_tokenizer(profile.model, **profile.tokenizing)
     texts = {name: sources.load_texts(name, "held-out", profile.texts) for name in profile.evaluation.corpora}
     # What pruning will need: said now if it cannot be had.
@@ -63,7 +71,7 @@ def measure(profile: Profile) -> dict:
         print(table.to_string(index=False), flush=True)
     off = not_as_published(metrics, profile)
     clues = list(find_clues(profile, model, tokenizer, texts, metrics, off, others)) if off else []
-    return {
+    content = {
         "profile": profile.name,
         "metrics": metrics,
         "zeroshot": rows,
@@ -73,6 +81,7 @@ def measure(profile: Profile) -> dict:
         "dtype": str(model.dtype).removeprefix("torch."),
         "seconds": round(time.perf_counter() - start),
     }
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def not_as_published(metrics: dict[str, float], profile: Profile) -> list[Verdict]:
@@ -101,7 +110,3 @@ def _check_layers(profile: Profile, model) -> None:
             raise ValueError(
                 f"settings.{key}.pruned_layers is {setting.pruned_layers}; allowed: 0 to {layers}, the model's layers"
             )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,7 +4,6 @@ Formulas are turned into MathML, which browsers draw by themselves, and pictures
 script, no style sheet and no font from anywhere else.
 """
 
-import hashlib
 import html
 import json
 import platform
@@ -34,15 +33,13 @@ math[display=block] { margin: .6rem 0; overflow-x: auto; }
 """
 
 
-def write_page_once(executed: Path, page: Path) -> None:
-    """The page of an executed notebook, unless it stands there, made from this notebook by this code."""
-    made_from = hashlib.sha256(Path(__file__).read_bytes() + executed.read_bytes()).hexdigest()
-    if not page.exists() or made_from not in page.read_text(encoding="utf-8")[-200:]:
-        write_page(executed, page, made_from)
+def seconds(executed: Path) -> float:
+    """What a notebook took, as papermill wrote it down."""
+    return json.loads(executed.read_text(encoding="utf-8"))["metadata"]["papermill"]["duration"]
 
 
-def write_page(executed: Path, page: Path, made_from: str = "") -> None:
-    """An executed notebook as one HTML file, with `made_from` in a comment at its end."""
+def write_page(executed: Path, page: Path) -> None:
+    """An executed notebook as one HTML file."""
     import nbformat
     from nbconvert import HTMLExporter
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -74,8 +71,7 @@ def write_page(executed: Path, page: Path, made_from: str = "") -> None:
     body = re.sub(r'href="([\w-]+)\.ipynb', r'href="\1.html', body)  # the notebooks' links to each other
     body = body.replace('href="../', f'href="{ROOT.as_uri()}/')  # and to other files of the repository
     colours = HtmlFormatter().get_style_defs(".highlight")
-    document = _document(executed.stem, f'<nav><a href="index.html">All notebooks</a></nav>\n{body}', colours)
-    write_text(page, f"{document}<!-- {made_from} -->\n")
+    write_text(page, _document(executed.stem, f'<nav><a href="index.html">All notebooks</a></nav>\n{body}', colours))
 
 
 def to_mathml(latex: str, display: str) -> str:

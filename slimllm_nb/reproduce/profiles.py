@@ -223,7 +223,7 @@ def text_files(profile: Profile) -> list[Path]:
 
 
 def _methods():
-    """slimllm_nb.methods, by name: what imports profiles need not depend on it (stamps), nor wait for torch."""
+    """slimllm_nb.methods: what imports profiles need not wait for torch."""
     return import_module("slimllm_nb.methods")
 
 

@@ -172,3 +172,20 @@ def save_results(
     path = Path(folder) / "results" / f"{notebook}.json"
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return path
+
+
+def read_result(folder: Path, notebook: str, profile: str) -> dict[str, float]:
+    """The metrics that a notebook left; PaperError when its result is missing, is none, or belongs to another one."""
+    path = folder / "results" / f"{notebook}.json"
+    if not path.is_file():
+        raise PaperError(f"{notebook} ran to its end, but wrote no result: {path} is missing")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found, metrics = (content["notebook"], content["profile"]), content["metrics"]
+        if found != (notebook, profile):
+            raise PaperError(f"{path} belongs to {found}, expected {(notebook, profile)}")
+        if not metrics or not all(math.isfinite(value) for value in metrics.values()):
+            raise PaperError(f"{path} holds no metrics, or some that are not finite numbers: {metrics}")
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise PaperError(f"{path} is not a result file: {error!r}") from error
+    return metrics

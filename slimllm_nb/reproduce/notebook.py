@@ -1,0 +1,88 @@
+"""Run one notebook in a kernel of its own: python -m slimllm_nb.reproduce.notebook NOTEBOOK EXECUTED
+
+make's recipe, where papermill's own command does not do: that one takes sys.exit in a cell for a success, injects what
+a notebook does not know, and shows nothing of what goes on inside a long cell. The parameters stand in the file
+`inputs` beside EXECUTED, which appears at the end, with the time of its start; what failed is NAME.failed.ipynb.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from slimllm_nb.command import command
+from slimllm_nb.files import ROOT
+from slimllm_nb.progress import FOLLOWED
+from slimllm_nb.reproduce.claims import PaperError
+from slimllm_nb.reproduce.profiles import load_profile
+from slimllm_nb.reproduce.start import INPUTS, NotebookError, read_parameters
+from slimllm_nb.reproduce.verdicts import read_result
+
+
+@command
+def main(arguments: list[str] | None = None) -> int:
+    source, target = map(Path, arguments or sys.argv[1:])
+    name, folder = source.stem, target.parent
+    given = json.loads((folder / INPUTS).read_text(encoding="utf-8"))["parameters"]
+    parameters = {key: value for key, value in given.items() if key in read_parameters(source)}
+    partial, failed = folder / f".{name}.partial.ipynb", folder / f"{name}.failed.ipynb"
+    # From here on nothing of an earlier run looks complete.
+    old = [folder / "results" / f"{name}.json", folder / "results.json", folder / "report" / "index.html"]
+    for stale in [*old, folder / "report" / f"{name}.html", target, failed]:
+        stale.unlink(missing_ok=True)
+    print(f"{name} ...", flush=True)
+    start = time.time_ns()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # make passes it on: the kernel is to end too
+    try:
+        execute(source, partial, parameters)
+        read_result(folder, name, load_profile(given["profile"]).name)
+    except (NotebookError, PaperError) as error:
+        partial.replace(failed)
+        raise NotebookError(f"{source.name}: {error}. See {failed}") from error
+    else:
+        os.utime(partial, ns=(start, start))  # what is edited while it runs is newer
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    print(f"{name}: {(time.time_ns() - start) / 1e9:.1f} s", flush=True)
+    return 0
+
+
+def execute(source: Path, output: Path, parameters: dict) -> None:
+    """Raises: NotebookError for a cell that failed or ended the notebook, and for a kernel that died."""
+    # The environment's own kernel, even where the user has installed another of the same name.
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
+    if screen := _screen():
+        os.environ[FOLLOWED] = screen
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    options = {"kernel_name": "python3", "language": "python", "cwd": ROOT, "progress_bar": False}
+    options["extra_arguments"] = ["--log-level=ERROR"]  # the kernel's: it warns at every start that it talks over TCP
+    try:
+        executed = papermill.execute_notebook(source, output, parameters=parameters, **options)
+    except papermill.PapermillExecutionError as error:
+        raise NotebookError(f"cell In [{error.exec_count}] raised {error.ename}: {error.evalue}") from error
+    except DeadKernelError as error:
+        raise NotebookError(f"its kernel died ({error}), perhaps for lack of memory") from error
+    # papermill takes sys.exit(0) for a success and leaves out the cells that follow.
+    states = [cell.metadata.papermill.status for cell in executed.cells if cell.cell_type == "code"]
+    if set(states) != {"completed"}:
+        number = 1 + next(index for index, state in enumerate(states) if state != "completed")
+        raise NotebookError(f"code cell {number} of {len(states)} ended the notebook")
+
+
+def _screen() -> str | None:
+    """A path by which a kernel, whose own standard error goes into its notebook, writes to this process's."""
+    linux = Path(f"/proc/{os.getpid()}/fd/2")
+    path = linux if linux.exists() else Path(os.ttyname(2) if os.isatty(2) else os.devnull)
+    with suppress(OSError), path.open("a"):  # a socket cannot be opened a second time
+        return str(path)
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
