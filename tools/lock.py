@@ -1,5 +1,6 @@
-"""Write requirements.lock (every version with its hashes), environment.yml (the same versions for conda users), and
-a lock for each extra that the two commands do not need: requirements-course.lock, requirements-sentencepiece.lock.
+"""Write requirements.lock (every version with its hashes), environment.yml (the same versions for conda users),
+requirements-data.lock (the packages that hold the embedded model and texts, without their dependencies), and a lock for
+each extra that the two commands do not need: requirements-course.lock, requirements-sentencepiece.lock.
 
 No file names a machine or a package index. Versions already locked are kept where pyproject.toml allows them;
 delete requirements.lock first to take the newest ones.
@@ -39,13 +40,16 @@ def compile_lock(file: Path, requirements: str, *options: str) -> None:
 
 def compile_locks() -> None:
     """pyproject.toml with its extras; and the other ones at the versions that the first lock has of their packages."""
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
     compile_lock(LOCK, "pyproject.toml", *(f"--extra={name}" for name in extras if name not in NOT_LOCKED))
-    for name in OWN_LOCK:
+    others = {name: (extras[name], ["--constraint", LOCK.name]) for name in OWN_LOCK}
+    others["data"] = (project["dependency-groups"]["data"], ["--no-deps"])
+    for name, (packages, options) in others.items():
         with tempfile.TemporaryDirectory() as temporary:
             wanted = Path(temporary, f"{name}.in")
-            write_text(wanted, "\n".join(extras[name]) + "\n")
-            compile_lock(ROOT / f"requirements-{name}.lock", str(wanted), "--constraint", LOCK.name)
+            write_text(wanted, "\n".join(packages) + "\n")
+            compile_lock(ROOT / f"requirements-{name}.lock", str(wanted), *options)
 
 
 def write_environment() -> None:

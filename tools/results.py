@@ -1,4 +1,4 @@
-"""Write the tables of README.md that come from what data/ablations, data/bench.json and data/gpu keep: make results
+"""Write the tables of docs/results.md from what data/ablations, data/bench.json and data/gpu keep: make results
 
 They stand between two comments; what is written by hand around them stays. tests/test_tools.py tells stale ones.
 """
@@ -12,26 +12,26 @@ from slimllm_nb.export.checkpoint import markdown_table
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.reproduce.differences import percent
 
-README, BENCH, GPU = ROOT / "README.md", ROOT / "data" / "bench.json", ROOT / "data" / "gpu"
+PAGE, BENCH, GPU = ROOT / "docs" / "results.md", ROOT / "data" / "bench.json", ROOT / "data" / "gpu"
 START, END = "<!-- `make results` writes from here -->", "<!-- to here -->"
 BENCH_START, BENCH_END = "<!-- `make results` writes the bench from here -->", "<!-- the bench ends here -->"
 GPU_START, GPU_END = "<!-- `make results` writes the GPU from here -->", "<!-- the GPU ends here -->"
 MANY = 900  # percent; what is more is shown as a factor
-GROUPS = ("methods", "goal")  # those that README shows
+GROUPS = ("methods", "goal")  # those that are shown
 
 
 def replaced(text: str, content: str, start: str = START, end: str = END) -> str:
-    """README with other content between two comments. Raises: ValueError where these are not there, once each, in this
-    order."""
+    """The page with other content between two comments. Raises: ValueError where these are not there, once each, in
+    this order."""
     before, found, rest = text.partition(start)
     _, ended, after = rest.partition(end)
     if not found or not ended or start in after or end in after:
-        raise ValueError(f"README.md must hold {start} and {end} once each")
+        raise ValueError(f"docs/results.md must hold {start} and {end} once each")
     return f"{before}{start}\n{content}\n{end}{after}"
 
 
 def tables(kept: Kept) -> str:
-    """All groups that README shows."""
+    """All groups that are shown."""
     return "\n\n".join(section(kept.groups[name]) for name in GROUPS if name in kept.groups)
 
 
@@ -136,13 +136,13 @@ def main() -> int:
     if kept is None:
         print("Nothing is kept: make ablations, then make reference", file=sys.stderr)
         return 1
-    text = replaced(README.read_text(encoding="utf-8"), tables(kept))
+    text = replaced(PAGE.read_text(encoding="utf-8"), tables(kept))
     if BENCH.is_file():
         bench = json.loads(BENCH.read_text(encoding="utf-8"))
         text = replaced(text, bench_table(bench), BENCH_START, BENCH_END)
     text = replaced(text, gpu_table(), GPU_START, GPU_END)
-    write_text(README, text)
-    print(f"{README.name}: tables of {', '.join(name for name in GROUPS if name in kept.groups)}, bench, GPU")
+    write_text(PAGE, text)
+    print(f"{PAGE.name}: tables of {', '.join(name for name in GROUPS if name in kept.groups)}, bench, GPU")
     return 0
 
 

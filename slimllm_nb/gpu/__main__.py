@@ -7,8 +7,8 @@ large       random weights in LLaMA-7B's shape: forward pass, prune() by four me
 disk        prune_checkpoint() of eight such layers with 6 GiB of the GPU
 speed       prefill and decoding of that shape, dense and pruned by 20 and 50 % (paper Table 3)
 
-A line of JSON for every part, and all of it in data/gpu/<card>.json, which README shows (make results). A part that
-fails does not stop the others; parts measured by the same versions and commit stay. --small: tiny shapes.
+A line of JSON for every part, and all of it in data/gpu/<card>.json, which docs/results.md shows (make results). A part
+that fails does not stop the others; parts measured by the same versions and commit stay. --small: tiny shapes.
 """
 
 import argparse

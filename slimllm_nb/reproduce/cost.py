@@ -24,7 +24,7 @@ GB = 1e9
 LARGE = 1e9  # parameters from which on a run on the CPU has to be asked for
 BATCH = 8  # samples at a time, as prune() and perplexity() take them by default
 CONTEXT = 1.0  # GB of the GPU that its driver and its libraries take, and that lie between tensors
-EMBEDDED = {"download": 0.12, "disk": 1.5, "memory": 4.0}  # bounds
+EMBEDDED = {"download": 0.0, "disk": 1.5, "memory": 4.0}  # bounds
 
 
 class CostError(ValueError):
@@ -47,7 +47,8 @@ class Estimate:
 
     def __str__(self) -> str:
         needs = f"{self.memory:.0f} GB of memory" + (f", {self.device:.0f} GB on the GPU" if self.device else "")
-        return f"downloads up to {self.download:.1f} GB, needs {needs} and {self.disk:.1f} GB of disk (an estimate)"
+        fetched = f"downloads up to {self.download:.1f} GB, " if self.download else ""
+        return f"{fetched}needs {needs} and {self.disk:.1f} GB of disk (an estimate)"
 
 
 def announce(profile: Profile, folder: Path) -> str:
@@ -202,7 +203,7 @@ def _accelerator(device: str) -> float | None:
 
 def _cache(profile: Profile) -> Path:
     if profile.model == "embedded":
-        from slimllm_nb.sources.downloads import cache_folder
+        from slimllm_nb.sources.packages import cache_folder
 
         return cache_folder()
     from huggingface_hub.constants import HF_HOME

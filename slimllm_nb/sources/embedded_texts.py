@@ -9,7 +9,8 @@ import json
 import re
 from pathlib import Path
 
-from slimllm_nb.sources.downloads import cache_folder, cached_file, changing_cache, needing_extra, partial_folder
+from slimllm_nb.files import write_text
+from slimllm_nb.sources.packages import cache_folder, needing_extra, packaged_file, writing_to_cache
 
 NEWS = "lee_background.cor"
 WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
@@ -44,13 +45,13 @@ def _without_near_copies(documents: list[str], seen: list[str], words: int = 8) 
 
 def _news() -> list[str]:
     """Lee's 300 news documents, one a line, without the 7 that occur before."""
-    lines = cached_file(NEWS).read_text(encoding="utf-8").splitlines()
+    lines = packaged_file(NEWS).read_text(encoding="utf-8").splitlines()
     return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 
 def _hamlet() -> list[str]:
     """The play's scenes, each with its heading; titles and the headings of acts are left out."""
-    _, *scenes = re.split(r"^(?=SCENE )", cached_file(HAMLET).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    _, *scenes = re.split(r"^(?=SCENE )", packaged_file(HAMLET).read_text(encoding="utf-8"), flags=re.MULTILINE)
     return [re.sub(r"^ACT [IV]+$", "", scene, flags=re.MULTILINE).strip() for scene in scenes]
 
 
@@ -61,12 +62,9 @@ def _wikipedia() -> list[str]:
     path = cache_folder() / f"wikipedia-{articles.VERSION}.json"
     if (texts := _read_texts(path)) is not None:
         return texts
-    dump = cached_file(WIKIPEDIA)
-    with changing_cache(), partial_folder() as partial:
-        texts = [prose for _, prose in articles.read_articles(dump)]
-        content = {"sha256": _digest(texts), "texts": texts}
-        (partial / path.name).write_text(json.dumps(content, ensure_ascii=False, indent=0), encoding="utf-8")
-        (partial / path.name).replace(path)
+    texts = [prose for _, prose in articles.read_articles(packaged_file(WIKIPEDIA))]
+    with writing_to_cache("the Wikipedia corpus"):
+        write_text(path, json.dumps({"sha256": _digest(texts), "texts": texts}, ensure_ascii=False, indent=0))
     return texts
 
 
@@ -75,7 +73,7 @@ def _read_texts(path: Path) -> list[str] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return content["texts"] if content["sha256"] == _digest(content["texts"]) else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there, not JSON, or JSON of another shape
+    except (OSError, ValueError, KeyError, TypeError):  # not there, not JSON, or JSON of another shape
         return None
 
 

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 
 from slimllm_nb.files import expanded
-from slimllm_nb.sources.downloads import SourceError, cache_folder
+from slimllm_nb.sources.packages import SourceError, cache_folder
 
 HUB_VARIABLE = "SLIMLLM_NB_HUB"
 NETWORK_ERRORS = {"ConnectError", "ConnectTimeout", "ReadTimeout", "ProxyError", "RemoteProtocolError", "ReadError"}

@@ -12,8 +12,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from slimllm_nb.devices import find_device
 from slimllm_nb.sources import embedded
-from slimllm_nb.sources.downloads import SourceError
 from slimllm_nb.sources.hub import hub_error, local_copy
+from slimllm_nb.sources.packages import SourceError
 
 EMBEDDED = "embedded"
 # transformers would ask a service of the hub to convert pickles, and take what that wrote in the place of the revision.

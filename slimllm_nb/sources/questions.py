@@ -9,7 +9,7 @@ import random
 import re
 from collections.abc import Iterator
 
-from slimllm_nb.sources.downloads import cached_file
+from slimllm_nb.sources.packages import packaged_file
 from slimllm_nb.sources.texts import load_texts
 
 CHOICES = 4
@@ -30,8 +30,8 @@ def analogies() -> list[dict]:
     """The Google analogy questions (Mikolov et al. 2013), each pair of words asked for once.
 
     Rows: `section`, `query` ("Athens is to Greece as ... Oslo is to"), `choices` (four second words of the section,
-    none of them in the query) and `answer` (the index of the right one). Raises: SourceError when the file cannot be
-    fetched.
+    none of them in the query) and `answer` (the index of the right one). Raises: SourceError when the file is not
+    there.
     """
     rows = []
     for section, pairs in _sections().items():
@@ -46,7 +46,7 @@ def continuations() -> list[dict]:
     Rows: `query` (two sentences that follow each other), `choices` and `answer`. Wrong choices are sentences of other
     held-out documents, never a first sentence (the right one is none either). In a quarter of the questions each the
     right choice is the shortest, second, third and longest of the four; the others are the nearest to it in length
-    among a random half. Raises: SourceError when the texts cannot be fetched.
+    among a random half. Raises: SourceError when the texts are not there.
     """
     documents = [SENTENCE_END.split(text) for text in load_texts("news", "held-out")]
     # Every sentence once: agencies repeat themselves.
@@ -66,7 +66,7 @@ def continuations() -> list[dict]:
 def _sections() -> dict[str, list[tuple[str, str]]]:
     """The distinct pairs of every section, in the order of the file."""
     sections: dict[str, dict[tuple[str, str], None]] = {}
-    for line in cached_file(ANALOGIES).read_text(encoding="utf-8").splitlines():
+    for line in packaged_file(ANALOGIES).read_text(encoding="utf-8").splitlines():
         if line.startswith(":"):
             section = sections.setdefault(line.removeprefix(":").strip(), {})
         else:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from slimllm_nb.corpora import EMBEDDED, NEVER_CALIBRATED, CorpusError, TextSource, find_corpus
-from slimllm_nb.sources.downloads import SourceError
 from slimllm_nb.sources.embedded_texts import embedded_texts
 from slimllm_nb.sources.hub import hub_error, local_copy
+from slimllm_nb.sources.packages import SourceError
 
 CORPORA = EMBEDDED
 SPLITS = ("calibration", "held-out")
