@@ -39,7 +39,7 @@ import math
 import torch
 
 from slimllm_nb.comparison import compare
-from slimllm_nb.methods import QUANTITIES
+from slimllm_nb.methods import STATISTICS
 
 # %% [markdown]
 # ## Question 1: the idea (5 points, 25 minutes)
@@ -57,7 +57,7 @@ ALLOWED = [
     "output_weight",
 ]
 for name in ALLOWED:
-    print(f"{name}: {QUANTITIES['channel_score'][name]}")
+    print(f"{name}: {STATISTICS['channel_score'][name]}")
 
 # %% [markdown]
 # `input_...` are those of what enters `down_proj`, so there is one for every channel. It must not choose the same channels as SlimLLM does.
@@ -72,7 +72,7 @@ for name in ALLOWED:
 
 # %%
 # BEGIN PROMPT
-# def my_score(...):  # the quantities that it needs, by name
+# def my_score(...):  # the statistics that it needs, by name
 #     ...
 my_score = None
 
@@ -186,7 +186,7 @@ def test_is_another_choice_and_looks_at_activations(my_score):
 # %% [markdown]
 # ## Question 2: its oracle (5 points, 15 minutes)
 #
-# The same once more, as slow and as plain as you can: a loop over channels and plain Python numbers. It takes the same quantities by the same names.
+# The same once more, as slow and as plain as you can: a loop over channels and plain Python numbers. It takes the same statistics by the same names.
 
 # %% [raw]
 # # BEGIN QUESTION
@@ -407,7 +407,7 @@ def test_as_the_library(interval):
 # %% [markdown]
 # ## Question 5: the verdict (2 points, 5 minutes)
 #
-# `"lower"` or `"higher"` where the whole interval lies on that side of no change, else `"cannot be told"`.
+# `"lower"` or `"higher"` where the whole interval lies on that side of no change, else `"inconclusive"`.
 
 # %% [raw]
 # # BEGIN QUESTION
@@ -420,9 +420,9 @@ def test_as_the_library(interval):
 
 # %%
 def verdict(low, high):
-    """The ends of an interval, in percent -> "lower", "higher" or "cannot be told"."""
+    """The ends of an interval, in percent -> "lower", "higher" or "inconclusive"."""
     # BEGIN SOLUTION
-    return "higher" if low > 0 else "lower" if high < 0 else "cannot be told"
+    return "higher" if low > 0 else "lower" if high < 0 else "inconclusive"
     # END SOLUTION
 
 
@@ -463,8 +463,8 @@ hidden: true
 
 def test_others(verdict):
     found = [verdict(0.5, 3.0), verdict(-1.0, 2.0)]
-    assert found == ["higher", "cannot be told"], (
-        f"0.5 to 3 % and -1 to 2 %: expected 'higher' and 'cannot be told', found {found}"
+    assert found == ["higher", "inconclusive"], (
+        f"0.5 to 3 % and -1 to 2 %: expected 'higher' and 'inconclusive', found {found}"
     )
 
 

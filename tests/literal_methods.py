@@ -103,7 +103,7 @@ def by_channel(column):
     return lambda mlp, x, a: [column(a, numpy(mlp.down_proj.weight), j) for j in range(a.shape[1])]
 
 
-def lorap_channels(mlp, x, a):
+def norm_product_channels(mlp, x, a):
     gate, up, down = numpy(mlp.gate_proj.weight), numpy(mlp.up_proj.weight), numpy(mlp.down_proj.weight)
     n = [np.sqrt((x[:, k] ** 2).sum()) for k in range(x.shape[1])]
     scores = []

@@ -137,7 +137,7 @@ def test_an_interrupted_comparison_goes_on(profile, monkeypatch, tmp_path):
     ("methods", "options", "message"),
     [
         (["flapp"], {}, "unknown method 'flapp'; allowed: flap"),
-        (["flap", {"channel_score": "lorap", "name": "flap"}], {}, "two methods are called 'flap'"),
+        (["flap", {"channel_score": "norm_product", "name": "flap"}], {}, "two methods are called 'flap'"),
         ([lambda input_norms: input_norms], {}, "<lambda> is not registered: say what it is"),
         (["flap"], {"settings": ["30"]}, "profile tiny has no setting 30; allowed: 20, 50"),
         (["flap"], {"seeds": 0}, "seeds is 0; allowed: at least 1"),
@@ -201,7 +201,7 @@ def test_means_deviations_and_paired_differences():
     low, high = (logs.mean() + sign * 4.302653 * logs.std(ddof=1) / np.sqrt(3) for sign in (-1, 1))
     expected = 100 * (np.exp([logs.mean(), low, high]) - 1)
     assert [half.change, half.low, half.high] == pytest.approx(expected.tolist(), rel=1e-5)
-    assert half.verdict == "lower" and differences.loc[("20", "same", "news")].verdict == "cannot be told"
+    assert half.verdict == "lower" and differences.loc[("20", "same", "news")].verdict == "inconclusive"
     text = str(found)
     assert "news *" in text and "* calibrated on other documents of the corpus it is measured on: news" in text
     assert "23.3 ± 15.3" in text and "Dense: news 5.0." in text
@@ -210,7 +210,7 @@ def test_means_deviations_and_paired_differences():
 def test_one_seed_has_no_deviation_and_tells_nothing():
     found = made(rows("slimllm", [10.0]), rows("half", [5.0]))
     line = found.differences().loc[("20", "half", "news")]
-    assert line.change == pytest.approx(-50) and np.isnan(line.low) and line.verdict == "cannot be told"
+    assert line.change == pytest.approx(-50) and np.isnan(line.low) and line.verdict == "inconclusive"
     assert "10.0 " in found.table().to_string() and "±" not in found.table().to_string()
     assert "one seed" in found.plot().get_suptitle()
 
@@ -355,7 +355,7 @@ def test_the_command(profile, folder, tmp_path, capsys):
 def test_how_the_command_names_methods():
     assert method_of("flap") == "flap"
     assert method_of("flap+recovery=ridge") == {"base": "flap", "name": "flap+recovery=ridge", "recovery": "ridge"}
-    assert method_of("channel_score=lorap")["base"] == "slimllm"
+    assert method_of("channel_score=norm_product")["base"] == "slimllm"
     assert comparison.compare is compare
 
 

@@ -133,7 +133,7 @@ MISTAKES = [
     (A5, "the deviation of the population", [("/ (len(logs) - 1)", "/ len(logs)")], {"q4": 4}),
     (A5, "the deviation of one, not of the mean", [("variance / len(logs))", "variance)")], {"q4": 4}),
     (A5, "differences, not ratios", [("math.log(one / other)", "one - other")], {"q4": 5}),
-    (A5, "three seeds are called enough", [('"cannot be told"\n', '"lower"\n')], {"q5": 1}),
+    (A5, "three seeds are called enough", [('"inconclusive"\n', '"lower"\n')], {"q5": 1}),
     (
         A5,
         "the published score under another name",

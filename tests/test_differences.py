@@ -93,7 +93,7 @@ def test_verdicts_of_claims_about_methods(flap, expected, keep):
     one = verdicts._verdict(Claim(**SWEPT), {}, "embedded")
     assert one.verdict == expected
     assert one.fails_run == (expected != verdicts.HOLDS)
-    assert one.measured == (f"{one.difference}, {len(flap)} seeds" if flap else "-")
+    assert one.measured == (f"flap: {one.difference}, {len(flap)} seeds" if flap else "-")
     assert one.tolerance == "95 % interval"
     assert verdicts._verdict(Claim(**SWEPT), {}, "llama-7b-20").verdict == verdicts.NOT_RUN
 

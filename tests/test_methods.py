@@ -61,8 +61,8 @@ def literal_feature_space(mlp, x, a, number):
     return [*order[:lowest], *order[lowest + number :]]
 
 
-def literal_lorap(mlp, x, a, number):
-    order = sorted(range(a.shape[1]), key=literal.lorap_channels(mlp, x, a).__getitem__)
+def literal_norm_product(mlp, x, a, number):
+    order = sorted(range(a.shape[1]), key=literal.norm_product_channels(mlp, x, a).__getitem__)
     lowest = round(0.01 * len(order))
     return [*order[:lowest], *order[lowest + number :]]
 
@@ -91,7 +91,7 @@ ORACLES = {
         wanted_channels(literal.by_channel(literal.flap_column)),
         literal.mean_of_what_is_gone,
     ),
-    "lorap": (literal_greedy, literal_lorap, literal.no_mending),
+    "norm_product": (literal_greedy, literal_norm_product, literal.no_mending),
     "slimllm_ridge": (literal_greedy, literal_feature_space, literal.chosen_ridge),
     "obs_ridge": (obs_heads, obs_channels, literal.chosen_ridge),
 }
@@ -173,7 +173,9 @@ def test_every_method_meets_the_same_budget(input_ids):
     model = make_small_model(4, intermediate_size=300)
     settings = {"target_parameters": 0.7, "target_of": "decoder", "pruned_layers": 4, "alpha": 1.0, "progress": False}
     names = method_names()
-    assert {"slimllm", "random", "magnitude", "wanda_sp", "flap", "llm_pruner", "lorap", "obs_ridge"} <= set(names)
+    assert {"slimllm", "random", "magnitude", "wanda_sp", "flap", "llm_pruner", "norm_product", "obs_ridge"} <= set(
+        names
+    )
     for name in names:
         if name == "llm_pruner":  # spares a layer of this shallow model
             continue
@@ -374,8 +376,8 @@ def test_registered_parts():
     assert as_method({"channel_score": "my_own"}).channel_score.function is score
     register.channel_score("my_own")(lambda input_means: input_means)  # a cell that runs again
     assert as_method({"channel_score": "my_own"}).channel_score.needs == ("input_means",)
-    with pytest.raises(PartError, match=r"'lorap' exists already, in slimllm_nb\.methods\.lorap"):
-        register.channel_score("lorap")(score)
+    with pytest.raises(PartError, match=r"'norm_product' exists already, in slimllm_nb\.methods\.norm_product"):
+        register.channel_score("norm_product")(score)
 
 
 WRONG = {

@@ -151,7 +151,7 @@ def test_results_are_saved_whole_or_not_at_all(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("left", "expected"), [(0.8, "one seed: agrees"), (0.95, "too close to call"), (1.2, "one seed: differs")]
+    ("left", "expected"), [(0.8, "one seed: agrees"), (0.95, "inconclusive"), (1.2, "one seed: differs")]
 )
 def test_one_seed_agrees_or_differs_and_does_not_hold(left, expected):
     one = verdict({"a": left, "b": 1.0}, one_seed=True, expected=["embedded"])

@@ -211,7 +211,10 @@ BAD = {
     ),
     "method": ({"method": "flapp"}, "unknown method 'flapp'; allowed: .*slimllm"),
     "part": ({"method": {"recovery": "rigde"}}, "unknown recovery 'rigde'; allowed: .*regression, .*or a function"),
-    "kind": ({"method": {"chanel_score": "lorap"}}, "a method has no chanel_score; allowed: name, base, head_score"),
+    "kind": (
+        {"method": {"chanel_score": "norm_product"}},
+        "a method has no chanel_score; allowed: name, base, head_score",
+    ),
 }
 
 

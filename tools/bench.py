@@ -166,13 +166,13 @@ def part_literal() -> dict:
         [head * attention.head_dim + i for head in found["heads"] for i in range(attention.head_dim)]
     )
     flat, weight = x.flatten(1), attention.o_proj.weight
-    mended = {}
+    recovered = {}
 
     def fit_heads() -> None:
-        mended["weight"], mended["bias"] = literal.literal_regression(flat, weight, columns.tolist())
+        recovered["weight"], recovered["bias"] = literal.literal_regression(flat, weight, columns.tolist())
 
     spent["regression of the heads"] = seconds(fit_heads)
-    after = hidden + (flat[:, columns] @ mended["weight"].T + mended["bias"]).view_as(hidden)
+    after = hidden + (flat[:, columns] @ recovered["weight"].T + recovered["bias"]).view_as(hidden)
     inputs = calibration.mlp_inputs(layer, after)
     activations = calibration.mlp_activations(layer, inputs)
     weights = mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight

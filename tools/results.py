@@ -126,7 +126,7 @@ def table(found: Comparison, setting: str) -> str:
                 size = f"{percent(change.change)} %"
                 if change.change > MANY:
                     size = f"{1 + change.change / 100:,.0f} times"
-                row[corpus] += f", {size}" if change.verdict == "cannot be told" else f", **{size}**"
+                row[corpus] += f", {size}" if change.verdict == "inconclusive" else f", **{size}**"
         rows.append(row | {"decoder left": line["decoder left"], "seconds": line["seconds"]})
     return markdown_table(rows)
 

@@ -8,12 +8,10 @@ in data/ablations, from where kept_ablations reads it.
 import argparse
 import multiprocessing
 import os
-import queue
 import sys
 import time
 from collections.abc import Collection
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,41 +59,26 @@ def tasks(profile: str, plan: Path = PLAN, groups: list[str] | None = None, agai
 
 
 def measure(task: Task) -> list[Row]:
-    """The rows of a task, kept, found or measured; a worker says so as soon as each is there."""
+    """The rows of a task, kept, found or measured."""
     group, bench = group_and_bench(task.profile, task.plan, task.group)
-    rows, kept = [], {row.method: row for row in task.kept}
-    for row in bench.rows_of_seed(group.named_methods(), task.setting, task.seed, kept):
-        rows.append(row)
-        for done in _done:
-            done.put(f"{task.group}: {row.method}, {row.setting} %, seed {row.seed}")
-    return rows
+    kept = {row.method: row for row in task.kept}
+    return list(bench.rows_of_seed(group.named_methods(), task.setting, task.seed, kept))
 
 
 def sweep(waiting: list[Task], workers: int = 1, minutes: float = MINUTES) -> list[Task]:
     """Measure these; `workers` processes share the cores. After so many minutes no task is begun any more; returns what
     is left. Raises: those of Bench.row."""
-    start, total = time.monotonic(), 0
-    for task in waiting:
-        total += len(group_and_bench(task.profile, task.plan, task.group)[0].named_methods())
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    end, threads = time.monotonic() + 60 * minutes, max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
-    done = context.Queue()
-    with (
-        ProcessPoolExecutor(workers, context, initializer=_start, initargs=(threads, done)) as pool,
-        progress_bar(total=total, desc="ablations", unit="row") as bar,
-    ):
+    with ProcessPoolExecutor(workers, context, initializer=_share_cores, initargs=(threads,)) as pool:
         futures = [pool.submit(measure, task) for task in waiting]
         try:
-            while not all(one.done() for one in futures) or not done.empty():
-                if time.monotonic() - start > 60 * minutes:
-                    for one in futures:
-                        one.cancel()
-                with suppress(queue.Empty):
-                    bar.set_postfix_str(done.get(timeout=1), refresh=False)
-                    bar.update()
-                for one in futures:
-                    if one.done() and not one.cancelled():
-                        one.result()
+            for one in progress_bar(as_completed(futures), total=len(futures), desc="ablations", unit="task"):
+                if not one.cancelled():
+                    one.result()
+                if time.monotonic() > end:
+                    for other in futures:
+                        other.cancel()
         except BaseException:  # an interruption, too: what runs is not waited for
             pool.shutdown(cancel_futures=True, wait=False)
             for process in multiprocessing.active_children():
@@ -104,15 +87,10 @@ def sweep(waiting: list[Task], workers: int = 1, minutes: float = MINUTES) -> li
     return [task for task, one in zip(waiting, futures, strict=True) if one.cancelled()]
 
 
-def _start(threads: int, done: multiprocessing.Queue) -> None:
-    """A worker's first act: its share of the cores, and where it says that a row is there."""
+def _share_cores(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    _done.append(done)
-
-
-_done: list[multiprocessing.Queue] = []
 
 
 @command

@@ -21,11 +21,13 @@ class PlanError(ValueError):
 
 
 class Group(Settings):
-    """Methods that are compared with SlimLLM under one protocol (see comparison.protocol_of)."""
+    """Methods that are compared with SlimLLM under one protocol (see comparison.protocol_of). minutes: what measuring
+    them took, for whoever asks for them again."""
 
     name: str
     question: str
     seeds: int = Field(ge=1)
+    minutes: int | None = None
     num_samples: int | None = Field(default=None, ge=1)
     calibrate_on: list[str] | None = None
     methods: list[str | dict[str, Any]]

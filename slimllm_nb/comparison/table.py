@@ -1,4 +1,4 @@
-"""What can be told from measured rows: means, deviations, and differences from SlimLLM seed by seed."""
+"""What follows from measured rows: means, deviations, and differences from SlimLLM seed by seed."""
 
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from slimllm_nb.reproduce.differences import REFERENCE, Difference, difference
 if TYPE_CHECKING:
     from slimllm_nb.plots import Picture
 
-VERDICTS = {1: "higher", -1: "lower", 0: "cannot be told"}
+VERDICTS = {1: "higher", -1: "lower", 0: "inconclusive"}
 
 
 class Row(BaseModel):
@@ -76,7 +76,7 @@ class Comparison:
         """Perplexity over SlimLLM's with the same seed, for every setting, method and corpus: the geometric mean over
         seeds as a change in percent, its 95 % interval (Student's t over the logarithms), and a verdict in a word.
 
-        "cannot be told": the interval holds 0, or there is one seed.
+        "inconclusive": the interval contains 0, or there is one seed.
         """
         wide = self.frame.pivot(index=["setting", "corpus", "seed"], columns="method", values="perplexity")
         ratios = wide.div(wide[self.reference], axis=0)
@@ -154,8 +154,8 @@ class Comparison:
         if len(changes):
             lines += [
                 "",
-                "Change against SlimLLM with the same seed: geometric mean [95 % interval]; an interval that holds 0 "
-                "tells nothing.",
+                "Change against SlimLLM with the same seed: geometric mean [95 % interval]; an interval that contains "
+                "0 is inconclusive.",
                 changes.to_string(),
             ]
         stars = [corpus for corpus in self.protocol.judge_on if self.protocol.calibrated(corpus)]

@@ -110,9 +110,7 @@ def zeroshot(
         questions = found["n-samples"][task]["effective"]
         one, metric = loaded["tasks"][task], metrics[task]
         rows.append(_row(task, metric, found["results"][task], _majority(one, questions), questions))
-    table = pandas.DataFrame(rows)
-    table.attrs["metrics"] = found["results"]  # all of lm-eval's
-    return table
+    return pandas.DataFrame(rows)
 
 
 class _Harness(HFLM):

@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 
 from slimllm_nb.devices import in_batches
 from slimllm_nb.llama import PROJECTIONS
-from slimllm_nb.methods.method import Method
+from slimllm_nb.methods.registry import Method
 from slimllm_nb.progress import bar as progress_bar
 
 # float16 has no number between 0 and 6e-8: without it 3 % of LLM-Pruner's lowest channels are others.

@@ -65,7 +65,7 @@ def bias(moments):
 
 @register.recovery("none", adds_bias=False)
 def none():
-    """Nothing is mended."""
+    """The weights as they are."""
     return None
 
 

@@ -1,98 +1,35 @@
-"""Parts by name: what kinds there are, what each may ask for, and how one of your own gets its name.
+"""A method is one part of each kind, by name or as a function; here parts and methods are registered and looked up.
 
-A part is a plain function. The names of its parameters say what it needs; pruning gathers that and nothing else:
+A part is a plain function. The names of its parameters say what it needs (statistics.STATISTICS); pruning gathers that
+and nothing else:
 
     @register.channel_score("activation_times_weight")
     def score(input_norms, output_weight):
         return input_norms * output_weight.norm(dim=0)
 
-A parameter that is not one of the names below needs a default and is an option: {"channel_score": {"name": "mine",
-"power": 2}}. Scores: higher = more important. Everything that is summed over tokens is float64.
+A parameter of another name needs a default and is an option: {"channel_score": {"name": "mine", "power": 2}}.
 """
 
 import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
-KINDS = ("head_score", "channel_score", "head_selection", "channel_selection", "allocation", "recovery")
+from slimllm_nb.methods.checked import PartError, checked_choice
+from slimllm_nb.methods.statistics import STATISTICS
 
-_HALF = {
-    "inputs": "(tokens, width): what enters the output projection, o_proj or down_proj",
-    "input_norms": "(width,): L2 norms of the columns of `inputs` over all tokens",
-    "input_means": "(width,): their means",
-    "input_variances": "(width,): their variances, divided by the number of tokens",
-    "input_covariance": "(width, width): their covariance, divided by the number of tokens",
-    "output_scatter": "(hidden, hidden): (Y - mean)'(Y - mean) of what leaves the output projection",
-    "output_weight": "(hidden, width): weight of o_proj or down_proj, as in nn.Linear",
-    "output_gradient": "(hidden, width): gradient of the dense model's mean loss with respect to it",
-    "layer_index": "int: which decoder layer",
-    "generator": "torch.Generator on the CPU, seeded by prune()'s seed, the layer and the half",
-}
-_HEADS = {
-    "contribution_covariance": "(hidden, heads, heads): covariance of the heads' contributions to every output",
-    "query_weight": "(heads * head_dim, hidden)",
-    "key_weight": "(key_value_heads * head_dim, hidden)",
-    "value_weight": "(key_value_heads * head_dim, hidden)",
-    "query_gradient": "as query_weight",
-    "key_gradient": "as key_weight",
-    "value_gradient": "as value_weight",
-    "key_value_owner": "(heads,): the key/value head that each query head reads",
-    "head_dim": "int: width of a head; `inputs` has heads * head_dim columns, head by head",
-}
-_CHANNELS = {
-    "mlp_inputs": "(tokens, hidden): what enters the MLP",
-    "mlp_input_norms": "(hidden,): L2 norms of its columns",
-    "gate_weight": "(intermediate, hidden)",
-    "up_weight": "(intermediate, hidden)",
-    "gate_gradient": "as gate_weight",
-    "up_gradient": "as up_weight",
-}
-_CHOICE = {
-    "scores": "(heads,) or (intermediate,): what the score gave",
-    "num_pruned": "int: how many heads or channels go",
-}
-_RECOVERY = {
-    "kept": "(kept,): the columns of `output_weight` that stay",
-    "moments": "regression.Moments of the kept part's output and the full one",
-    "fitted_covariance": "(width, width): input_covariance of seven in eight samples",
-    "fitted_means": "(width,): input_means of seven in eight samples",
-    "held_out_covariance": "(width, width): input_covariance of every eighth sample",
-    "held_out_means": "(width,): input_means of every eighth sample",
-}
-_ALLOCATION = {
-    "similarity": "(layers,): cosine similarity between a dense layer's input and output (ratios.layer_similarity)",
-    "pruning_ratio": "float: mean ratio over `pruned_layers` layers",
-    "pruned_layers": "int",
-    "alpha": "float: how strongly the layers differ (ratios.allocate)",
-    "num_layers": "int: decoder layers",
-    "head_scores": "list of (heads,): the head scores of the dense model, layer by layer",
-    "channel_scores": "list of (intermediate,): the channel scores of the dense model, layer by layer",
-    "head_parameters": "(layers,): parameters that go with one head, key/value heads shared out",
-    "channel_parameters": "(layers,): parameters that go with one channel",
-}
-QUANTITIES: dict[str, dict[str, str]] = {
-    "head_score": _HALF | _HEADS,
-    "channel_score": _HALF | _CHANNELS,
-    "head_selection": _HALF | _HEADS | _CHOICE,
-    "channel_selection": _HALF | _CHANNELS | _CHOICE,
-    "allocation": _ALLOCATION,
-    "recovery": _HALF | _RECOVERY,
-}
-"""What a part of each kind may ask for by the names of its parameters."""
-
-
-class PartError(ValueError):
-    """A part, or a method, that does not exist or does not do what its kind must."""
+KINDS = tuple(STATISTICS)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One function with its kind, its name, the quantities it needs and its options."""
+    """One function with its kind, its name, the statistics it needs and its options."""
 
     kind: str
     name: str
@@ -101,71 +38,85 @@ class Part:
     options: Mapping[str, object] = field(default_factory=dict)
     adds_bias: bool = True  # a recovery: whether the projections that it works on get a bias
 
-    def __call__(self, quantities: Mapping[str, object]):
-        return self.function(**{name: quantities[name] for name in self.needs}, **self.options)
+    def __call__(self, statistics: Mapping[str, object]):
+        return self.function(**{name: statistics[name] for name in self.needs}, **self.options)
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name!r}"
 
 
+@dataclass(frozen=True)
+class Method:
+    """A pruning method: how heads and channels are scored and chosen, the ratios of layers, the recovery."""
+
+    name: str
+    head_score: Part
+    head_selection: Part
+    channel_score: Part
+    channel_selection: Part
+    allocation: Part
+    recovery: Part
+
+    @property
+    def parts(self) -> list[Part]:
+        return [getattr(self, one.name) for one in fields(self) if one.name != "name"]
+
+    @property
+    def head_parts(self) -> list[Part]:
+        """What works on the attention half; a score that its selection does not ask for is not among them."""
+        return [*_used(self.head_score, self.head_selection), self.recovery]
+
+    @property
+    def channel_parts(self) -> list[Part]:
+        """What works on the MLP half."""
+        return [*_used(self.channel_score, self.channel_selection), self.recovery]
+
+    @property
+    def scores_dense_model(self) -> bool:
+        """Whether the allocation looks at the scores of all layers before anything is pruned."""
+        return bool({"head_scores", "channel_scores"} & set(self.allocation.needs))
+
+    def __str__(self) -> str:
+        return f"{self.name}: " + ", ".join(f"{part.kind} {part.name}" for part in self.parts)
+
+
+MethodLike = str | Mapping[str, str | Callable | Mapping] | Callable | Method
 _parts: dict[tuple[str, str], Part] = {}
 _methods: dict[str, dict[str, object]] = {}
 
 
-class Register:
-    """`register.head_score("name")` and its like for every kind are decorators; `register.method` names a method."""
+def _register_part(kind: str, name: str, adds_bias: bool = True) -> Callable[[Callable], Callable]:
+    def registered(function: Callable) -> Callable:
+        known = _parts.get((kind, name))
+        # A notebook's cell may run again; what the package brings keeps its name.
+        if known and known.function.__module__ != function.__module__:
+            raise PartError(f"{kind} {name!r} exists already, in {known.function.__module__}: choose another name")
+        _parts[kind, name] = make_part(kind, name, function, adds_bias=adds_bias)
+        return function
 
-    def head_score(self, name: str):
-        """(heads,) importance of every query head."""
-        return self._decorator("head_score", name)
-
-    def channel_score(self, name: str):
-        """(intermediate,) importance of every channel."""
-        return self._decorator("channel_score", name)
-
-    def head_selection(self, name: str):
-        """(kept,) the heads to keep, sorted."""
-        return self._decorator("head_selection", name)
-
-    def channel_selection(self, name: str):
-        """(kept,) the channels to keep, sorted."""
-        return self._decorator("channel_selection", name)
-
-    def allocation(self, name: str):
-        """(layers,) the ratio of every layer, or (layers, 2): of its heads and of its channels."""
-        return self._decorator("allocation", name)
-
-    def recovery(self, name: str, adds_bias: bool = True):
-        """The new output projection: a pair (weight (hidden, kept), bias (hidden,)), or a pair (scale (hidden,), shift
-        (hidden,)) for the old one, or None: as it is. A third value, a dict of numbers, is noted in the report."""
-        return self._decorator("recovery", name, adds_bias)
-
-    def method(self, name: str, **parts) -> None:
-        """Give a whole method a name; a kind that is not given is SlimLLM's."""
-        if unknown := set(parts) - set(KINDS):
-            raise PartError(
-                f"method {name!r}: no part is called {', '.join(sorted(unknown))}; allowed: {listed(KINDS)}"
-            )
-        _methods[name] = parts
-
-    def _decorator(self, kind: str, name: str, adds_bias: bool = True):
-        def registered(function: Callable) -> Callable:
-            known = _parts.get((kind, name))
-            # A notebook's cell may run again; what the package brings keeps its name.
-            if known and known.function.__module__ != function.__module__:
-                raise PartError(f"{kind} {name!r} exists already, in {known.function.__module__}: choose another name")
-            _parts[kind, name] = make_part(kind, name, function, adds_bias=adds_bias)
-            return function
-
-        return registered
+    return registered
 
 
-register = Register()
+def _register_method(name: str, **parts) -> None:
+    if unknown := set(parts) - set(KINDS):
+        raise PartError(f"method {name!r}: no part is called {', '.join(sorted(unknown))}; allowed: {listed(KINDS)}")
+    _methods[name] = parts
+
+
+register = SimpleNamespace(method=_register_method, **{kind: partial(_register_part, kind) for kind in KINDS})
+"""Decorators by kind, @register.channel_score("name"), for functions that return, higher = more important:
+
+head_score: (heads,); channel_score: (intermediate,); head_selection, channel_selection: the positions to keep, sorted;
+allocation: (layers,) the ratio of every layer, or (layers, 2), of its heads and of its channels; recovery: the new
+output projection, a pair (weight (hidden, kept), bias (hidden,)) or (scale (hidden,), shift (hidden,)) for the old one,
+or None, and a third value, a dict of numbers, is noted in the report (adds_bias=False: its projections get no bias).
+register.method("name", kind=part, ...) gives a whole method a name; a kind that is not given is SlimLLM's.
+"""
 
 
 def make_part(kind: str, name: str, function: Callable, options: Mapping | None = None, adds_bias: bool = True) -> Part:
-    """A Part; raises PartError for a parameter that is no quantity of this kind, or an option that does not exist."""
-    allowed, needs, free = QUANTITIES[kind], [], []
+    """A Part; raises PartError for a parameter that is no statistic of this kind, or an option that does not exist."""
+    allowed, needs, free = STATISTICS[kind], [], []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise PartError(f"{kind} {name!r}: {parameter} cannot be filled in; name what it needs, one by one")
@@ -217,10 +168,34 @@ def registered_parts(function: Callable) -> list[Part]:
     return found
 
 
+def as_method(wanted: MethodLike) -> Method:
+    """A method by its name ("slimllm", "flap"), or by what it changes: {"channel_score": "wanda_sp", "recovery": mine}.
+
+    A mapping may also hold "base" (the method that is changed; default: slimllm) and "name" (default: says what is
+    changed). A part is a name, a function, or {"name": ..., option: value, ...}. A function that was registered as a
+    part stands for SlimLLM with that part.
+    Raises: PartError for an unknown method, kind or part, with what is allowed.
+    """
+    if isinstance(wanted, Method):
+        return wanted
+    if isinstance(wanted, str):
+        wanted = {"base": wanted, "name": wanted}
+    if callable(wanted):
+        wanted = {part.kind: part for part in registered_parts(wanted)}
+    changed = dict(wanted)
+    base, name = changed.pop("base", "slimllm"), changed.pop("name", None)
+    if unknown := set(changed) - set(KINDS):
+        allowed = listed(["name", "base", *KINDS])
+        raise PartError(f"a method has no {listed(sorted(map(str, unknown)))}; allowed: {allowed}")
+    parts = {kind: find_part(kind, one) for kind, one in (find_method("slimllm") | find_method(base) | changed).items()}
+    if name is None:
+        name = ", ".join([base, *(f"{kind}={_short(parts[kind])}" for kind in changed)])
+    return Method(name, **parts)
+
+
 def find_method(name: str) -> dict[str, object]:
     """The parts of a named method. Raises: PartError for an unknown one (lists the known ones)."""
-    if name not in _methods:
-        load_built_in()
+    load_built_in()
     if name not in _methods:
         raise PartError(f"unknown method {name!r}; allowed: {listed(method_names())}, or a mapping of parts")
     return _methods[name]
@@ -253,57 +228,10 @@ def listed(names) -> str:
     return ", ".join(map(str, names))
 
 
-def checked_scores(part: Part, scores, count: int, where: str) -> torch.Tensor:
-    """Raises: PartError unless a score for each, all finite."""
-    if not isinstance(scores, torch.Tensor) or scores.shape != (count,):
-        found = f"shape {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else type(scores).__name__
-        raise PartError(f"{where}: {part} returned {found}; allowed: a tensor of shape ({count},), a score for each")
-    if not torch.isfinite(scores).all():
-        raise PartError(f"{where}: {part} returned scores that are not finite")
-    return scores
+def _used(score: Part, selection: Part) -> list[Part]:
+    return [score, selection] if "scores" in selection.needs else [selection]
 
 
-def checked_choice(part: Part, kept, count: int, num_pruned: int, where: str) -> torch.Tensor:
-    """Raises: PartError unless `count - num_pruned` different positions, sorted."""
-    wanted = count - num_pruned
-    right = isinstance(kept, torch.Tensor) and kept.shape == (wanted,) and not kept.is_floating_point()
-    if not right or kept.min() < 0 or kept.max() >= count or (kept.diff() <= 0).any():
-        found = f"shape {tuple(kept.shape)}" if isinstance(kept, torch.Tensor) else type(kept).__name__
-        raise PartError(
-            f"{where}: {part} returned {found}: {kept}; allowed: {wanted} different positions of {count}, sorted"
-        )
-    return kept
-
-
-def checked_allocation(part: Part, found, layers: int) -> torch.Tensor:
-    """In float64 on the CPU. Raises: PartError unless a ratio, or two, for every layer, finite and not negative."""
-    shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
-    if shape not in ((layers,), (layers, 2)):
-        raise PartError(f"{part} returned {shape}; allowed: ({layers},), or ({layers}, 2) for heads, channels")
-    if not torch.isfinite(found).all() or (found < 0).any():
-        raise PartError(f"{part} returned {found.tolist()}; allowed: finite ratios, not negative")
-    return found.double().cpu()
-
-
-def checked_recovery(
-    part: Part, result, weight: torch.Tensor, kept: int, where: str
-) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, float]]:
-    """What a recovery returned, in float64 on the weight's device, and its notes.
-
-    Raises: PartError unless it is a scale and a shift, or a weight and a bias (or None), all finite.
-    """
-    hidden = len(weight)
-    shapes = [((hidden,), (hidden,)), ((hidden, kept), (hidden,))]
-    try:
-        first, second, notes = (*result, {})[:3] if len(result) in (2, 3) else result
-        found = (tuple(first.shape), (hidden,) if second is None else tuple(second.shape))
-    except (TypeError, ValueError, AttributeError) as error:
-        raise PartError(
-            f"{where}: {part} returned {type(result).__name__}; allowed: a pair of tensors (and a dict of notes), None"
-        ) from error
-    if found not in shapes or (first.ndim == 1 and second is None):
-        raise PartError(f"{where}: {part} returned shapes {found[0]}, {found[1]}; allowed: {shapes[0]} or {shapes[1]}")
-    if not torch.isfinite(first).all() or (second is not None and not torch.isfinite(second).all()):
-        raise PartError(f"{where}: {part} returned values that are not finite")
-    first, second = (None if one is None else one.to(weight.device, torch.float64) for one in (first, second))
-    return first, second, notes
+def _short(part: Part) -> str:
+    options = ", ".join(f"{name}={value}" for name, value in part.options.items())
+    return f"{part.name}({options})" if options else part.name

@@ -19,7 +19,7 @@ from slimllm_nb.plots.style import (
     references,
 )
 
-MAX_POINTS = 4000  # of a scatter: more cannot be told apart, and make the picture large
+MAX_POINTS = 4000  # of a scatter: more lie on top of each other, and make the picture large
 
 
 def heat_map(

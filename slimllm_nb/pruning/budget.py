@@ -13,7 +13,7 @@ from slimllm_nb import ratios
 from slimllm_nb.evaluation import count_parameters
 from slimllm_nb.llama import Widths, layer_widths
 from slimllm_nb.methods import Method
-from slimllm_nb.methods.registry import checked_allocation
+from slimllm_nb.methods.checked import checked_allocation
 
 TOLERANCE = 0.003  # a target is met when the share that is left is within 0.3 points of it
 PARTS = ("model", "decoder")

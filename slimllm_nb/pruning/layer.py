@@ -16,7 +16,7 @@ from slimllm_nb import regression
 from slimllm_nb.checks import require_finite
 from slimllm_nb.llama import key_value_owner, layer_widths
 from slimllm_nb.methods import Part
-from slimllm_nb.methods.registry import checked_choice, checked_recovery, checked_scores
+from slimllm_nb.methods.checked import checked_choice, checked_recovery, checked_scores
 from slimllm_nb.pruning.budget import channels_for, removed_counts
 from slimllm_nb.pruning.slicing import layer_overrides
 from slimllm_nb.pruning.statistics import gather, output_moments

@@ -52,7 +52,7 @@ def prune(
     met within 0.3 points: channels make up what whole heads leave (budget.plan_target).
     pruned_layers, alpha: see ratios.allocate.
     method: a name ("slimllm", "flap", ...) or what is to be changed of SlimLLM: {"recovery": "none"}, {"channel_score":
-    my_function}; see methods.as_method and methods.QUANTITIES.
+    my_function}; see methods.as_method and methods.STATISTICS.
     similarity: layer_similarities(model, input_ids), when it is known already: saves one forward pass.
     seed: of parts that draw at random. batch_size: samples at a time; out of memory on an accelerator halves it.
     activation_bytes: an MLP's activations are kept up to this size, else computed again when they are needed; None: as

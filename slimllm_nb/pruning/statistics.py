@@ -1,4 +1,4 @@
-"""The statistics that the parts of a method ask for (methods.QUANTITIES), gathered over the calibration tokens.
+"""The statistics that the parts of a method ask for (methods.STATISTICS), gathered over the calibration tokens.
 
 One pass over the batches sums up all that is wanted, so no activation needs to stay in memory; tests/test_streaming.py
 compares with what heads.py, channels.py and regression.py make of all tokens at once. Sums are float64, around the
@@ -18,7 +18,7 @@ from slimllm_nb.pruning.sublayers import Sublayer
 
 WIDE = 512  # columns from which on a batch is summed in float32, an error of 1e-6 of the variances; batches in float64
 HOLD_OUT = 8  # one sample in so many is held out from what a recovery is fitted on, when it asks for that
-SUMMED = {  # quantity -> which rows are summed up, and what is read off (RunningCovariance)
+SUMMED = {  # statistic -> which rows are summed up, and what is read off (RunningCovariance)
     "input_norms": ("inputs", "norms"),
     "input_means": ("inputs", "mean"),
     "input_variances": ("inputs", "variance"),

@@ -33,9 +33,9 @@ class Swept(BaseModel):
 class Claim(BaseModel):
     """One claim of the paper and how it is measured: `left` is less than, more than or within a tolerance of `right`.
     Or, where it compares methods, a difference over seeds (`swept`): it holds when the interval lies on the claimed
-    side, and is too close to call when the interval holds 0.
+    side, and is inconclusive when the interval contains 0.
 
-    margin: relative to |right|. For less and more, what is closer than that is too close to call; for within, it is
+    margin: relative to |right|. For less and more, what is closer than that is inconclusive; for within, it is
     the tolerance, unless `absolute` gives one in the metric's own unit.
     one_seed: the metrics come from one draw of calibration samples, which cannot show that a difference between methods
     is more than chance: the verdict says so, and whether the difference is the claimed one.

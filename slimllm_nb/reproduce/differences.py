@@ -28,7 +28,7 @@ class Difference:
 
     @property
     def sign(self) -> int:
-        """1: higher, -1: lower, 0: the interval holds 0, or there is one seed: cannot be told."""
+        """1: higher, -1: lower, 0: the interval contains 0, or there is one seed: inconclusive."""
         return (self.low > 0) - (self.high < 0)
 
     def __str__(self) -> str:

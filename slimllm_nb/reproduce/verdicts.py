@@ -19,7 +19,7 @@ from slimllm_nb.reproduce.profiles import Profile, run_folder
 if TYPE_CHECKING:
     import pandas
 
-HOLDS, FAILS, CLOSE, NOT_RUN = "holds", "does not hold", "too close to call", "not run"
+HOLDS, FAILS, CLOSE, NOT_RUN = "holds", "does not hold", "inconclusive", "not run"
 AGREES, DIFFERS = "one seed: agrees", "one seed: differs"  # with the claim, see Claim.one_seed
 NOT_PUBLISHED = "nothing published"
 KINDS = (HOLDS, FAILS, AGREES, DIFFERS, CLOSE, NOT_PUBLISHED, NOT_RUN)
@@ -42,6 +42,7 @@ class Verdict:
     right: float | None
     compared: bool  # right was measured too, not a number of the claim
     difference: Difference | None = None  # of methods, over seeds
+    method: str = ""  # whose perplexity it is that differs from SlimLLM's
     dense_off: bool = False  # the dense model was not the published one, and the run was told to go on (dense.py)
 
     @property
@@ -52,7 +53,7 @@ class Verdict:
     @property
     def measured(self) -> str:
         if self.difference is not None:
-            return f"{self.difference}, {self.difference.seeds} seeds"
+            return f"{self.method}: {self.difference}, {self.difference.seeds} seeds"
         if self.left is None or (self.compared and self.right is None):
             return "-"
         return f"{self.left:.4g} against {self.right:.4g}" if self.compared else f"{self.left:.4g}"
@@ -94,6 +95,7 @@ def _verdict(claim: Claim, metrics: dict[str, float], profile: str, off: bool = 
         right=right,
         compared=compared,
         difference=found,
+        method="" if claim.swept is None else claim.swept.group if claim.swept.against else claim.swept.method,
         dense_off=off,
     )
 
