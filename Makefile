@@ -79,7 +79,7 @@ notebooks: setup ## run the committed notebooks again, top to bottom, and save t
 reference: setup ## keep the numbers of the embedded profile's run as those that tests and notebooks compare with
 	$(PYTHON) tools/reference.py
 
-bench: setup ## time and memory of pruning, beside what they cannot be below [PARTS=prune,layer,literal,growth,checkpoint]
+bench: setup ## time and memory of pruning, beside what they cannot be below [PARTS=prune,layer,literal,growth]
 	$(PYTHON) tools/bench.py $(if $(PARTS),--parts $(PARTS))
 
 gpu: setup ## prove this machine's GPU, without the internet [PARTS=equal,embedded,notebooks,large,disk,speed]

@@ -59,7 +59,7 @@ def _tokenized(texts, tokenizer, num_samples: int, length: int) -> list[list[int
 
 
 def embed(model: LlamaForCausalLM, input_ids: Int[Tensor, "samples length"]) -> Float[Tensor, "samples length hidden"]:
-    """What enters the first decoder layer."""
+    """The input of the first decoder layer."""
     return model.model.embed_tokens(input_ids.to(model.device))
 
 
@@ -73,7 +73,7 @@ def layer_context(model: LlamaForCausalLM, hidden: Float[Tensor, "samples length
 
 
 def _without(module: nn.Module, projection: str) -> nn.Module:
-    """A view of `module` that returns what enters `projection`; shares all weights, changes nothing."""
+    """A view of `module` that returns the input of `projection`; shares all weights, changes nothing."""
     view = copy.copy(module)
     view._modules = {**module._modules, projection: nn.Identity()}
     return view
@@ -82,7 +82,7 @@ def _without(module: nn.Module, projection: str) -> nn.Module:
 def head_inputs(
     layer: nn.Module, hidden: Float[Tensor, "samples length hidden"], context: dict
 ) -> Float[Tensor, "tokens heads head_dim"]:
-    """What enters `o_proj` of this decoder layer, by head: X_h of paper section 4.1."""
+    """The input of `o_proj` of this decoder layer, by head: X_h of paper section 4.1."""
     attention = _without(layer.self_attn, "o_proj")
     mixed = attention(layer.input_layernorm(hidden), **context)[0]
     return mixed.flatten(0, 1).unflatten(1, (-1, attention.head_dim))
@@ -91,14 +91,14 @@ def head_inputs(
 def mlp_inputs(
     layer: nn.Module, after_attention: Float[Tensor, "samples length hidden"]
 ) -> Float[Tensor, "tokens hidden"]:
-    """What enters the MLP of this decoder layer: X of paper section 4.2."""
+    """The input of the MLP of this decoder layer: X of paper section 4.2."""
     return layer.post_attention_layernorm(after_attention).flatten(0, 1)
 
 
 def mlp_activations(
     layer: nn.Module, inputs: Float[Tensor, "tokens hidden"], channels: Int[Tensor, "some"] | None = None
 ) -> Float[Tensor, "tokens intermediate"]:
-    """What enters `down_proj`: A of paper section 4.2, or some of its columns alone."""
+    """The input of `down_proj`: A of paper section 4.2, or some of its columns alone."""
     gated = _without(layer.mlp, "down_proj")
     if channels is None:
         return gated(inputs)

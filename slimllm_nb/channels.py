@@ -19,7 +19,7 @@ def channel_importance(
 ) -> Float[Tensor, "intermediate"]:
     """Importance of every intermediate channel, float64. Paper eqs. 5-8.
 
-    `activations` is what enters `down_proj`; the weights are as in `nn.Linear.weight`.
+    `activations` is the input of `down_proj`; the weights are as in `nn.Linear.weight`.
     """
     outputs = activations.double() @ down_weight.double().T  # (tokens, hidden)
     centred = outputs - outputs.mean(0)
@@ -77,7 +77,7 @@ def select_channels(
 ) -> Int[Tensor, "kept"]:
     """The channels to keep, sorted, after the `num_pruned` least important ones go.
 
-    keep_lowest: the share of all channels, at the very bottom, that stays all the same. The authors' code keeps 1 %;
+    keep_lowest: the share of all channels, at the very bottom, that is kept all the same. The authors' code keeps 1 %;
     the paper does not mention it. When both together exceed the number of channels, fewer of the lowest are kept.
     Raises: ValueError unless 0 <= num_pruned < intermediate and 0 <= keep_lowest < 1.
     """

@@ -9,13 +9,13 @@ from pydantic import Field, RootModel, model_validator
 from slimllm_nb.files import ROOT
 from slimllm_nb.settings import Settings, read_validated
 
-EMBEDDED = ("news", "wikipedia", "hamlet")
+EMBEDDED_CORPORA = ("news", "wikipedia", "hamlet")
 NEVER_CALIBRATED = ("hamlet",)  # there to show what a method loses on texts unlike those it was calibrated on
 CORPORA = ROOT / "data" / "corpora.yaml"
 
 
 class CorpusError(ValueError):
-    """A corpus that nobody defined, or a data/corpora.yaml that is not valid."""
+    """An unknown corpus, or a data/corpora.yaml that is not valid."""
 
 
 class TextSource(Settings):
@@ -63,15 +63,15 @@ def named_corpora() -> dict[str, TextSource]:
 def find_corpus(name: str, own: Mapping[str, TextSource] | None = None) -> TextSource | None:
     """Where a corpus comes from: first among one's `own`, then in data/corpora.yaml; None for an embedded one.
 
-    Raises: CorpusError for a name that nobody defined; it lists the known ones.
+    Raises: CorpusError for an unknown name; it lists the known ones.
     """
     if own and name in own:
         return own[name]
-    if name in EMBEDDED:
+    if name in EMBEDDED_CORPORA:
         return None
     known = named_corpora() if CORPORA.is_file() else {}
     if name not in known:
-        listed = ", ".join([*EMBEDDED, *known, *(own or ())])
+        listed = ", ".join([*EMBEDDED_CORPORA, *known, *(own or ())])
         missing = "" if known else " (data/corpora.yaml is in the repository, not in an installed package)"
         raise CorpusError(
             f"unknown corpus {name!r}; allowed: {listed}, and what a profile defines under `texts`{missing}"

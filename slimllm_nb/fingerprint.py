@@ -1,6 +1,6 @@
 """One fingerprint for what is cached under runs/: what made it, the package's code, and the versions it stands on.
 
-Coarse on purpose: any edit of the package makes everything new, and nobody needs to know what depends on what. What
+Coarse on purpose: any edit of the package makes everything new, and what depends on what need not be known. What
 cannot be recognised again (an object whose inside is unknown) gets a fingerprint that no other program will find.
 """
 

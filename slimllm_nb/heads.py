@@ -5,7 +5,7 @@ output dimensions of |Pearson correlation over tokens| between the contributions
 
 Closed form. Pearson needs covariances alone: with C_j[g, h] the covariance over tokens of the contributions of heads g
 and h to output j, cov(sum_S, full) = 1_S' C_j 1 and var(sum_S) = 1_S' C_j 1_S. And C_j[g, h] = W_g[j]' Sigma_gh W_h[j]
-follows from Sigma, the covariance of what enters `o_proj`. So the activations are read once, whatever the search tries.
+follows from Sigma, the covariance of the input of `o_proj`: the activations are read once, whatever the search tries.
 
 Statistics are float64 (tens of thousands of tokens are summed and near ties decide which head goes).
 """
@@ -23,7 +23,7 @@ def head_covariance(
 ) -> Float[Tensor, "hidden heads heads"]:
     """Covariance over tokens of the heads' contributions, for every output dimension.
 
-    `head_inputs` is what enters `o_proj`, `output_weight` is `o_proj.weight`. Float64. Paper section 4.1.
+    `head_inputs` is the input of `o_proj`, `output_weight` is `o_proj.weight`. Float64. Paper section 4.1.
     """
     sigma = torch.cov(head_inputs.double().flatten(1).T, correction=0)  # (heads * head_dim, heads * head_dim)
     return covariance_of_contributions(sigma, output_weight, head_inputs.shape[1])

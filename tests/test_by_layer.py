@@ -11,7 +11,7 @@ from slimllm_nb import calibration, disk, evaluation, sources
 from slimllm_nb.disk import checkpoint_perplexity
 from slimllm_nb.pruning import prune
 from slimllm_nb.reproduce import by_layer, cost, judge, load_profile, start
-from slimllm_nb.reproduce.published import NOTEBOOK
+from slimllm_nb.reproduce.claims import NOTEBOOK
 from slimllm_nb.sources import SourceError
 from slimllm_nb.sources.checkpoints import checkpoint_folder
 from test_comparison import folder, profile  # noqa: F401  fixtures

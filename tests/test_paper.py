@@ -63,7 +63,7 @@ def test_tables_are_whole():
 
 
 def test_an_unknown_table_is_refused():
-    with pytest.raises(PaperError, match=r"unknown table 'table12'; allowed: .*table1_llama7b"):
+    with pytest.raises(PaperError, match=r"no published table 'table12'; allowed: .*table1_llama7b"):
         published("table12")
 
 

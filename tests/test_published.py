@@ -3,8 +3,8 @@
 import pytest
 
 from slimllm_nb.reproduce import judge, load_claims, load_profile, published
+from slimllm_nb.reproduce.claims import NO_ROW, PaperError, tolerances
 from slimllm_nb.reproduce.profiles import PROFILES
-from slimllm_nb.reproduce.published import NO_ROW, PaperError, tolerances
 from slimllm_nb.reproduce.verdicts import FAILS, HOLDS, NOT_PUBLISHED, NOT_RUN
 
 NOTEBOOK = "06_evaluation"

@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 
 from slimllm_nb.files import ROOT, write_text
+from slimllm_nb.progress import FOLLOWED
 from slimllm_nb.reproduce import claims, notebook
 from slimllm_nb.reproduce.start import INPUTS
 
@@ -62,6 +63,7 @@ class Workplace:
 
     def patch(self, monkeypatch) -> None:
         monkeypatch.setenv("SLIMLLM_NB_RUNS", str(self.runs))
+        monkeypatch.setenv(FOLLOWED, "")  # which a run sets for its kernel: removed again behind the test
         monkeypatch.setattr(claims, "CLAIMS", self.claims)
 
     def run(self, name: str) -> int:

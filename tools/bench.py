@@ -8,7 +8,8 @@ prune       prune() of the embedded model, 32 x 128 tokens, over one forward pas
 layer       one layer of LLaMA-7B's shape: all that pruning does beyond the layer's own forward pass
 literal     the same layer by the tests' literal version of the method (the authors' loops): about 20 minutes
 growth      seconds and peak memory of pruning some layers with 32, 128 and 512 samples
-checkpoint  prune_checkpoint() of a LLaMA-7B shape from disk: writes 13.5 GB of random weights, and removes them
+
+Pruning from disk is measured by `make gpu`.
 """
 
 import argparse
@@ -16,12 +17,10 @@ import ctypes
 import json
 import os
 import platform
-import shutil
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,12 +29,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from results import BENCH
 from slimllm_nb import calibration
-from slimllm_nb.disk import prune_checkpoint
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.methods import as_method
 from slimllm_nb.pruning import prune
@@ -48,7 +45,6 @@ RUNS = run_folder("embedded").parent / "bench.json"
 SHAPE = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}  # LLaMA-7B
 SAMPLES, LENGTH, BATCH, RATIO = 32, 128, 8, 0.25
 REPEATS, LAYER_REPEATS = 5, 5
-STOP_AFTER = 3
 GROWTH_LAYERS = 6
 
 
@@ -194,36 +190,28 @@ def part_literal() -> dict:
     }
 
 
-# growth, checkpoint: memory, in a process of its own.
+# growth: memory, in a process of its own.
 
 
-def anonymous_bytes(pid: int | str = "self", field: str = "RssAnon") -> int:
-    """What a process holds in memory beside mapped files."""
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    return 0
+def anonymous_bytes() -> int:
+    """What this process holds in memory beside mapped files."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
 
 
 @contextmanager
-def watched(pid: int | str = "self") -> Iterator[dict]:
-    """The peaks of RssAnon and RssFile while the block runs, looked at every 10 ms."""
-    import threading
-
-    peak, done = {"anonymous": 0, "mapped": 0}, threading.Event()
+def watched() -> Iterator[list[int]]:
+    """Anonymous bytes while the block runs, looked at every 10 ms."""
+    seen, done = [0], threading.Event()
 
     def look() -> None:
         while not done.wait(0.01):
-            for name, field in (("anonymous", "RssAnon"), ("mapped", "RssFile")):
-                try:
-                    peak[name] = max(peak[name], anonymous_bytes(pid, field))
-                except OSError:
-                    return
+            seen.append(anonymous_bytes())
 
     thread = threading.Thread(target=look)
     thread.start()
     try:
-        yield peak
+        yield seen
     finally:
         done.set()
         thread.join()
@@ -243,10 +231,10 @@ def measure_growth(num_samples: int) -> dict:
     hidden = calibration.embed(model, ids)
     ctypes.CDLL(None).malloc_trim(0)
     before = anonymous_bytes()
-    with watched() as peak:
+    with watched() as seen:
         spent = seconds(lambda: run(hidden))
     # What enters stands there already; what a half gives needs as much again.
-    return {"seconds": spent, "peak": peak["anonymous"] - before, "hidden_states": hidden.nbytes}
+    return {"seconds": spent, "peak": max(seen) - before, "hidden_states": hidden.nbytes}
 
 
 def part_growth() -> dict:
@@ -265,78 +253,7 @@ def part_growth() -> dict:
     }
 
 
-def write_random_checkpoint(folder: Path) -> None:
-    """LLaMA-7B's shape in bfloat16, one file for each layer, with the embedded model's tokenizer."""
-    tokenizer = load_tokenizer("embedded")
-    config = LlamaConfig(**SHAPE, num_hidden_layers=32, vocab_size=len(tokenizer), dtype="bfloat16")
-    config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config)
-    generator, files = torch.Generator().manual_seed(0), {}
-    groups: dict[str, list[str]] = {}
-    for name in model.state_dict():
-        layer = name.split(".")[2] if name.startswith("model.layers.") else "outside"
-        groups.setdefault(f"model-{layer}.safetensors", []).append(name)
-    for file, names in groups.items():
-        tensors = {}
-        for name in names:
-            one = torch.empty(model.state_dict()[name].shape, dtype=torch.bfloat16)
-            tensors[name] = torch.ones_like(one) if one.ndim == 1 else one.normal_(0, 0.02, generator=generator)
-            files[name] = file
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-    index = {"metadata": {}, "weight_map": files}
-    write_text(folder / "model.safetensors.index.json", json.dumps(index))
-
-
-def run_checkpoint(folder: Path, device: str) -> None:
-    """Similarities are given, so that no time goes into a pass over all layers."""
-    ids = torch.randint(0, 40_000, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(0))
-    similarity = torch.linspace(0.9, 0.99, 32, dtype=torch.float64)
-    amount = {"pruning_ratio": RATIO, "pruned_layers": 32, "alpha": 1.0, "similarity": similarity}
-    prune_checkpoint(folder / "source", folder / "target", ids, **amount, dtype=torch.float32, device=device)
-
-
-def part_checkpoint() -> dict:
-    """Stopped by an interruption after STOP_AFTER layers, started again, and stopped after one more."""
-    folder = Path(tempfile.mkdtemp(dir=os.environ.get("BENCH_FOLDER")))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        (folder / "source").mkdir()
-        writing = seconds(lambda: write_random_checkpoint(folder / "source"))
-        size = sum(path.stat().st_size for path in (folder / "source").glob("*.safetensors"))
-        work, peaks, stopped, spent = folder / ".target.work", [], [], []
-        for last in (STOP_AFTER, STOP_AFTER + 1):
-            start = time.perf_counter()
-            process = subprocess.Popen([sys.executable, __file__, "--checkpoint", str(folder), "--device", device])
-            with watched(process.pid) as peak:
-                while process.poll() is None and len(list(work.glob("pruning-value-*.json"))) < last:
-                    time.sleep(0.05)
-                process.send_signal(signal.SIGINT)
-                process.wait()
-            spent.append(time.perf_counter() - start)
-            peaks.append(peak)
-            stopped.append(len(list(work.glob("pruning-value-*.json"))))
-    finally:
-        shutil.rmtree(folder)
-    return {
-        "source_bytes": size,
-        "seconds_to_write_the_source": writing,
-        "device": device,
-        "layers_when_stopped": stopped,
-        "seconds": spent,
-        "peak_anonymous_bytes": max(one["anonymous"] for one in peaks),
-        "peak_mapped_bytes": max(one["mapped"] for one in peaks),
-    }
-
-
-PARTS = {
-    "prune": part_prune,
-    "layer": part_layer,
-    "literal": part_literal,
-    "growth": part_growth,
-    "checkpoint": part_checkpoint,
-}
+PARTS = {"prune": part_prune, "layer": part_layer, "literal": part_literal, "growth": part_growth}
 
 
 def machine() -> dict:
@@ -362,19 +279,9 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="measure parts that are there, too")
     parser.add_argument("--keep", action="store_true", help="copy what was measured to data/bench.json")
     parser.add_argument("--growth", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--device", default="cpu", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.growth:
         print(json.dumps(measure_growth(options.growth)))
-        return 0
-    if options.checkpoint:
-        # A job in the background of a shell is started with interruptions ignored.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            run_checkpoint(options.checkpoint, options.device)
-        except KeyboardInterrupt:
-            return 130
         return 0
     parts = options.parts.split(",")
     if unknown := set(parts) - set(PARTS):

@@ -72,15 +72,6 @@ def bench_table(bench: dict) -> str:
                 "10 % at most",
             ),
         ]
-    if checkpoint := bench.get("checkpoint"):
-        rows.append(
-            (
-                f"`prune_checkpoint()`, LLaMA-7B's shape ({checkpoint['source_bytes'] / 1e9:.1f} GB on disk), "
-                f"{checkpoint['layers_when_stopped'][-1]} layers, stopped once: peak memory without mapped files",
-                f"{checkpoint['peak_anonymous_bytes'] / 2**30:.2f} GiB",
-                "4 GiB",
-            )
-        )
     versions = ", ".join(f"{package} {number}" for package, number in machine["versions"].items())
     head = f"{machine['processor']}, {machine['memory']}, {versions}; median and range of repeated runs."
     keys = ("", "measured", "wanted")

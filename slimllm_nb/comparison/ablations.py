@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Collection
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,21 +70,25 @@ def sweep(waiting: list[Task], workers: int = 1, minutes: float = MINUTES) -> li
     is left. Raises: those of Bench.row."""
     end, threads = time.monotonic() + 60 * minutes, max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_share_cores, initargs=(threads,)) as pool:
-        futures = [pool.submit(measure, task) for task in waiting]
+    left, running = list(waiting), set()
+    with (
+        ProcessPoolExecutor(workers, context, initializer=_share_cores, initargs=(threads,)) as pool,
+        progress_bar(total=len(left), desc="ablations", unit="task") as bar,
+    ):
         try:
-            for one in progress_bar(as_completed(futures), total=len(futures), desc="ablations", unit="task"):
-                if not one.cancelled():
+            while running or (left and time.monotonic() < end):
+                while left and len(running) < workers and time.monotonic() < end:
+                    running.add(pool.submit(measure, left.pop(0)))
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for one in done:
                     one.result()
-                if time.monotonic() > end:
-                    for other in futures:
-                        other.cancel()
+                    bar.update()
         except BaseException:  # an interruption, too: what runs is not waited for
             pool.shutdown(cancel_futures=True, wait=False)
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
-    return [task for task, one in zip(waiting, futures, strict=True) if one.cancelled()]
+    return left
 
 
 def _share_cores(threads: int) -> None:

@@ -19,10 +19,9 @@ from slimllm_nb.fingerprint import digest, fingerprint
 from slimllm_nb.methods import Method, MethodLike, as_method
 from slimllm_nb.progress import bar as progress_bar
 from slimllm_nb.pruning import layer_similarities, prune
+from slimllm_nb.reproduce.differences import BASELINE
 from slimllm_nb.reproduce.profiles import Profile, load_profile, run_folder
 from slimllm_nb.sources import load_model, load_texts, load_tokenizer
-
-REFERENCE = "slimllm"
 
 
 def compare(
@@ -71,9 +70,9 @@ def compare(
 
 def named(methods: Sequence[MethodLike]) -> dict[str, Method]:
     """The methods by name, SlimLLM first."""
-    found = {REFERENCE: as_method(REFERENCE)}
+    found = {BASELINE: as_method(BASELINE)}
     for method in map(as_method, methods):
-        if method.name == REFERENCE and digest(parts=method.parts) == digest(parts=found[REFERENCE].parts):
+        if method.name == BASELINE and digest(parts=method.parts) == digest(parts=found[BASELINE].parts):
             continue
         if method.name in found:
             raise ValueError(f"two methods are called {method.name!r}: give one another 'name'")

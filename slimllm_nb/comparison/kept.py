@@ -18,7 +18,7 @@ from slimllm_nb.comparison.protocol import Protocol
 from slimllm_nb.comparison.table import Comparison, Row
 from slimllm_nb.fingerprint import PACKAGES, digest
 from slimllm_nb.methods import Method, PartError, as_method
-from slimllm_nb.reproduce.differences import REFERENCE, kept_file
+from slimllm_nb.reproduce.differences import BASELINE, kept_file
 from slimllm_nb.reproduce.profiles import load_profile
 
 
@@ -75,7 +75,7 @@ def usable(kept: Kept | None, group: Group, bench: Bench) -> list[Row]:
     if not before or before.protocol != bench.protocol:
         return []
     wanted = {name: digest(parts=method.parts) for name, method in group.named_methods().items()}
-    same = {REFERENCE}
+    same = {BASELINE}
     for one in kept.methods[group.name]:
         with suppress(PartError):  # a part that there is no more
             method = as_method(one)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from slimllm_nb.corpora import EMBEDDED, NEVER_CALIBRATED, find_corpus
+from slimllm_nb.corpora import EMBEDDED_CORPORA, NEVER_CALIBRATED, find_corpus
 from slimllm_nb.reproduce.profiles import Profile
 from slimllm_nb.settings import Settings
 
@@ -38,17 +38,17 @@ def protocol_of(
     """A profile's calibration and evaluation, but for what is given.
 
     Where the profile works with the embedded texts: calibrated on all that have a calibration half, judged on all, so
-    that every table shows a corpus that nobody calibrated on.
-    Raises: ValueError for a corpus that nobody defined (CorpusError), one that may not be calibrated on, and one that
+    that every table shows a corpus that was not calibrated on.
+    Raises: ValueError for an unknown corpus (CorpusError), one that may not be calibrated on, and one that
     is not split in halves and would be calibrated and judged on.
     """
     calibration, evaluation = profile.calibration, profile.evaluation
-    embedded = set(EMBEDDED) - set(profile.texts)
+    embedded = set(EMBEDDED_CORPORA) - set(profile.texts)
     if calibrate_on is None:
-        halves = [corpus for corpus in EMBEDDED if corpus in embedded - set(NEVER_CALIBRATED)]
+        halves = [corpus for corpus in EMBEDDED_CORPORA if corpus in embedded - set(NEVER_CALIBRATED)]
         calibrate_on = halves if calibration.corpus in embedded else [calibration.corpus]
     if judge_on is None:
-        others = [corpus for corpus in EMBEDDED if corpus in embedded - set(evaluation.corpora)]
+        others = [corpus for corpus in EMBEDDED_CORPORA if corpus in embedded - set(evaluation.corpora)]
         judge_on = [*evaluation.corpora, *(others if embedded & set(evaluation.corpora) else [])]
     for corpus in (*calibrate_on, *judge_on):
         find_corpus(corpus, profile.texts)

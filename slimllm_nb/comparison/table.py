@@ -8,7 +8,7 @@ import pandas as pd
 from pydantic import BaseModel
 
 from slimllm_nb.comparison.protocol import Protocol
-from slimllm_nb.reproduce.differences import REFERENCE, Difference, difference
+from slimllm_nb.reproduce.differences import BASELINE, Difference, difference
 
 if TYPE_CHECKING:
     from slimllm_nb.plots import Picture
@@ -40,7 +40,7 @@ class Comparison:
     protocol: Protocol
     dense: Row
     rows: list[Row]
-    reference: str = REFERENCE
+    reference: str = BASELINE
 
     @property
     def frame(self) -> pd.DataFrame:

@@ -32,7 +32,7 @@ class BaseModel(NamedTuple):
     licence: str
 
 
-EMBEDDED = BaseModel("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
+EMBEDDED_BASE = BaseModel("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
 
 
 def save_checkpoint(
@@ -193,7 +193,7 @@ def _method(report: PruningReport) -> str:
 
 def _base(base_model: str, licence: str | None) -> BaseModel:
     if base_model == "embedded" or Path(base_model).name == CONVERTED:
-        return BaseModel(EMBEDDED.name, licence or EMBEDDED.licence)
+        return BaseModel(EMBEDDED_BASE.name, licence or EMBEDDED_BASE.licence)
     # A folder's place on this machine is nobody else's business, even where the folder is gone by now.
     local = base_model and (Path(base_model).is_absolute() or Path(base_model).exists())
     name = Path(base_model).resolve().name if local else base_model

@@ -45,7 +45,7 @@ def prune_layer(
 
     attention = Attention(layer, batches, index, settings, context)
     heads, tensors, report = _prune(attention, method.head_parts, num_heads)
-    del attention  # and what enters o_proj
+    del attention  # and the input of o_proj
 
     if removal is not None:
         gone = _parameters(layer.self_attn.state_dict()) - _parameters(tensors)

@@ -51,7 +51,7 @@ class Sublayer:
         self.known_inputs: dict[int, Float[Tensor, "tokens width"]] = {}
 
     def inputs(self, index: int, columns: Int[Tensor, "some"] | None = None) -> Float[Tensor, "tokens width"]:
-        """What enters the output projection for batch `index`, or some columns of it."""
+        """The input of the output projection for batch `index`, or some columns of it."""
         found = self.known_inputs[index]
         return found if columns is None else found.index_select(1, columns)
 
@@ -73,7 +73,7 @@ class Sublayer:
 
 
 class Attention(Sublayer):
-    """What enters `o_proj` is as large as the hidden states, and kept."""
+    """The input of `o_proj` is as large as the hidden states, and kept."""
 
     name, label = "self_attn", "attention"
 
@@ -94,7 +94,7 @@ class Attention(Sublayer):
 
 
 class Mlp(Sublayer):
-    """What enters `down_proj` is kept up to `activation_bytes`, and computed again otherwise."""
+    """The input of `down_proj` is kept up to `activation_bytes`, and computed again otherwise."""
 
     name, label = "mlp", "MLP"
 

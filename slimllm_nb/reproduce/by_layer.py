@@ -13,9 +13,9 @@ from pathlib import Path
 
 from slimllm_nb.files import write_text
 from slimllm_nb.fingerprint import fingerprint
+from slimllm_nb.reproduce.claims import NOTEBOOK
 from slimllm_nb.reproduce.dense import ALLOW, line, not_as_published
 from slimllm_nb.reproduce.profiles import Profile, Setting, text_files
-from slimllm_nb.reproduce.published import NOTEBOOK
 from slimllm_nb.reproduce.verdicts import WIDTHS, Verdict, judge, text_table
 
 FILE = "by_layer.json"

@@ -1,18 +1,35 @@
-"""The paper's published numbers and its claims, as data/paper holds them."""
+"""The paper's claims and published numbers, as data/paper holds them: claims.yaml, and tables whose rows become claims.
 
+A run compares three things with a row of a table: perplexity on a corpus (column `<corpus>_ppl`), zero-shot accuracy on
+a task (column of its name, in percent) and their `average`; and the share of the parameters that is removed. Each
+number has the tolerance of its kind. Fine-tuned rows are not measured here and stay "not run". Where the paper has no
+row for a model, every verdict says so.
+"""
+
+import csv
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 
+from slimllm_nb.files import ROOT
 from slimllm_nb.reproduce.profiles import Profile
-from slimllm_nb.reproduce.published import PAPER, PaperError, published_fields
-from slimllm_nb.settings import read_validated
+from slimllm_nb.settings import Settings, read_validated
 
 if TYPE_CHECKING:  # pandas takes seconds to import, which would be spent on finding that nothing is to do
     import pandas
 
+PAPER = ROOT / "data" / "paper"
 CLAIMS = PAPER / "claims.yaml"
+NOTEBOOK = "06_evaluation"  # where published numbers are judged
+NO_ROW = "no published row for this model"
+NAMES = {"wikitext2": "WikiText-2", "ptb": "PTB", "average": "the average of all tasks"}
+
+
+class PaperError(ValueError):
+    """A table that does not exist, an invalid claims.yaml, or a metric that is not a finite number."""
 
 
 class Swept(BaseModel):
@@ -99,24 +116,135 @@ class _Claims(RootModel):
         return self
 
 
-def published(table: str) -> "pandas.DataFrame":
-    """A table of the paper as published, e.g. "table1_llama7b", or a CSV file by its path; PaperError for an unknown
-    one."""
-    import pandas
+class Tolerance(Settings):
+    """Relative (margin) or in the metric's own unit (absolute), and why."""
 
-    if table.endswith(".csv") and Path(table).is_file():
-        return pandas.read_csv(table)
-    allowed = sorted(path.stem for path in PAPER.glob("*.csv"))
-    if table not in allowed:
-        raise PaperError(f"unknown table {table!r}; allowed: {', '.join(allowed)}")
-    return pandas.read_csv(PAPER / f"{table}.csv")
+    margin: float | None = None
+    absolute: float | None = None
+    why: str
+
+
+class _Tolerances(RootModel):
+    root: dict[str, Tolerance]
+
+
+@cache
+def tolerances() -> dict[str, Tolerance]:
+    """By kind of metric: perplexity, accuracy, average, parameters."""
+    return read_validated(PAPER / "tolerances.yaml", _Tolerances, PaperError).root
 
 
 def load_claims(notebook: str, profile: Profile) -> list[Claim]:
     """The claims that this notebook judges under this profile: those of claims.yaml in its order, then the numbers that
-    the paper publishes for the profile's model."""
-    claims = read_validated(CLAIMS, _Claims, PaperError).root
-    claims += [Claim(**fields) for fields in published_fields(profile)]
-    return [
-        one for one in claims if one.notebook == notebook and (one.profiles is None or profile.name in one.profiles)
-    ]
+    the paper publishes for the profile's model. Raises: PaperError for a table or a row that is not there."""
+    claims = [*read_validated(CLAIMS, _Claims, PaperError).root, *_published_claims(profile)]
+    claims = [one for one in claims if one.profiles is None or profile.name in one.profiles]
+    return [one for one in claims if one.notebook == notebook]
+
+
+def published(table: str) -> "pandas.DataFrame":
+    """A table of the paper as published, e.g. "table1_llama7b", or a CSV file by its path. Raises: PaperError for an
+    unknown one."""
+    import pandas
+
+    return pandas.read_csv(_table(table))
+
+
+def _table(name: str) -> Path:
+    path = Path(name) if name.endswith(".csv") else PAPER / f"{name}.csv"
+    if not path.is_file():
+        allowed = ", ".join(sorted(one.stem for one in PAPER.glob("*.csv")))
+        raise PaperError(f"no published table {name!r}; allowed: {allowed}, or the path of a .csv file")
+    return path
+
+
+def _published_claims(profile: Profile) -> Iterator[Claim]:
+    if profile.model == "embedded":
+        return
+    if profile.published is None:
+        yield from _without_rows(profile)
+        return
+    with _table(profile.published.table).open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    dense = _row(rows, profile, "0", "no", profile.published.dense)
+    yield from _row_claims(profile, dense, "dense", "of the dense model", expected=True)
+    for percent in profile.settings:
+        row = _row(rows, profile, percent, "no", profile.published.method)
+        yield from _row_claims(profile, row, percent, f"at {percent} %", expected=True)
+        if percent in profile.published.parameters_removed:
+            removed = profile.published.parameters_removed[percent]
+            yield _claim(
+                profile,
+                f"{percent}-parameters",
+                f"The {percent} % setting removes the published share of the model's parameters",
+                f"{100 * removed:.1f} %",
+                f"model_share_removed_{percent}",
+                removed,
+                "parameters",
+                True,
+            )
+        if tuned := [one for one in rows if _is(one, percent, "yes", profile.published.method)]:
+            yield from _row_claims(profile, tuned[0], f"{percent}-tuned", f"at {percent} %, fine-tuned", expected=False)
+
+
+def _row_claims(profile: Profile, row: dict[str, str], key: str, where: str, expected: bool) -> Iterator[Claim]:
+    for column, text in row.items():
+        if column in ("ratio_percent", "tuned", "method") or not text:
+            continue
+        kind, what = _described(column)
+        value = float(text) if kind == "perplexity" else float(text) / 100
+        claim = f"{what} {where} is the published one"
+        yield _claim(profile, f"{key}-{column}", claim, text, metric(key, column), value, kind, expected)
+
+
+def _described(column: str) -> tuple[str, str]:
+    """The kind of tolerance of a table's column, and what it holds in words."""
+    name = column.removesuffix("_ppl")
+    if name != column:
+        return "perplexity", f"Perplexity on {NAMES.get(name, name)}"
+    return "average" if column == "average" else "accuracy", f"Zero-shot accuracy, {NAMES.get(name, name)},"
+
+
+def metric(key: str, column: str) -> str:
+    """The name under which notebook 06 saves the number of a table's column; key: "dense", "20" or "20-tuned"."""
+    key = key.replace("-", "_")
+    if column.endswith("_ppl"):
+        model = key if key == "dense" else f"{key.removesuffix('_tuned')}_slimllm"
+        return f"ppl_{model}{'_tuned' if key.endswith('_tuned') else ''}_{column.removesuffix('_ppl')}"
+    return f"acc_{key}_{column}"
+
+
+def _without_rows(profile: Profile) -> Iterator[Claim]:
+    tasks = [*profile.zeroshot.tasks, "average"] if profile.zeroshot else []
+    columns = [f"{corpus}_ppl" for corpus in profile.evaluation.corpora] + tasks
+    for key in ("dense", *profile.settings):
+        where = "of the dense model" if key == "dense" else f"at {key} %"
+        for column in columns:
+            kind, what = _described(column)
+            yield _claim(profile, f"{key}-{column}", f"{what} {where}", NO_ROW, metric(key, column), None, kind, False)
+
+
+def _claim(profile, name, claim, paper, left, right, kind, expected) -> Claim:
+    return Claim(
+        id=f"{profile.name}-{name}",
+        notebook=NOTEBOOK,
+        claim=claim,
+        source=profile.published.source if profile.published else "-",
+        paper=paper,
+        left=left,
+        right=right,
+        relation="within",
+        **tolerances()[kind].model_dump(exclude={"why"}),
+        expected=[profile.name] if expected else [],
+    )
+
+
+def _is(row: dict[str, str], percent: str, tuned: str, method: str) -> bool:
+    return (row["ratio_percent"], row["tuned"], row["method"]) == (percent, tuned, method)
+
+
+def _row(rows: list[dict[str, str]], profile: Profile, percent: str, tuned: str, method: str) -> dict[str, str]:
+    for row in rows:
+        if _is(row, percent, tuned, method):
+            return row
+    raise PaperError(f"{profile.published.table} has no row of {method!r} at {percent} % (tuned: {tuned})")

@@ -24,7 +24,7 @@ GB = 1e9
 LARGE = 1e9  # parameters from which on a run on the CPU has to be asked for
 BATCH = 8  # samples at a time, as prune() and perplexity() take them by default
 CONTEXT = 1.0  # GB of the GPU that its driver and its libraries take, and that lie between tensors
-EMBEDDED = {"download": 0.0, "disk": 1.5, "memory": 4.0}  # bounds
+EMBEDDED_RUN = {"download": 0.0, "disk": 1.5, "memory": 4.0}  # bounds
 
 
 class CostError(ValueError):
@@ -90,7 +90,7 @@ def announce(profile: Profile, folder: Path) -> str:
 def estimate(profile: Profile, on_device: bool) -> Estimate:
     """What a run needs."""
     if profile.model == "embedded":
-        return Estimate(**EMBEDDED)
+        return Estimate(**EMBEDDED_RUN)
     from slimllm_nb.sources.hub import local_copy
 
     model = _empty_model(profile)

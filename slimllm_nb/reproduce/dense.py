@@ -12,8 +12,8 @@ from importlib.metadata import version
 
 from slimllm_nb.corpora import find_corpus
 from slimllm_nb.files import write_text
+from slimllm_nb.reproduce.claims import NOTEBOOK
 from slimllm_nb.reproduce.profiles import Profile, run_folder
-from slimllm_nb.reproduce.published import NOTEBOOK
 from slimllm_nb.reproduce.verdicts import FAILS, Verdict, judge
 
 FILE, ALLOW = "dense.json", "ALLOW_DENSE_MISMATCH"
@@ -74,7 +74,7 @@ def measure(profile: Profile) -> None:
         "profile": profile.name,
         "metrics": metrics,
         "zeroshot": rows,
-        "off": [line(one) for one in off],
+        "off": [*map(line, off), *(_guessing(metrics, model.config.vocab_size) if off else [])],
         "used": _used(profile, model, tokenizer),
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -109,6 +109,15 @@ def _check_layers(profile: Profile, model) -> None:
             raise ValueError(
                 f"settings.{key}.pruned_layers is {setting.pruned_layers}; allowed: 0 to {layers}, the model's layers"
             )
+
+
+def _guessing(metrics: dict[str, float], vocabulary: int) -> list[str]:
+    return [
+        f"{name}: {value:,.0f} is close to guessing among {vocabulary:,} tokens: the tokenizer gives other numbers "
+        "than the model was trained with"
+        for name, value in metrics.items()
+        if name.startswith("ppl_") and value > vocabulary / 2
+    ]
 
 
 def _used(profile: Profile, model, tokenizer) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from slimllm_nb.files import ROOT
 
 KEPT = ROOT / "data" / "ablations"
-REFERENCE = "slimllm"
+BASELINE = "slimllm"
 CONFIDENCE = 0.95
 
 
@@ -67,7 +67,7 @@ def kept_difference(
         return None
     groups = json.loads(path.read_text(encoding="utf-8"))["groups"]
     means = _means(groups, group, setting, method)
-    others = _means(groups, against or group, setting, REFERENCE)
+    others = _means(groups, against or group, setting, BASELINE)
     ratios = [means[seed] / others[seed] for seed in sorted(means.keys() & others.keys())]
     return difference(ratios) if ratios else None
 

@@ -1,13 +1,12 @@
 """A run's settings: which model, which texts, how much is pruned. Read from data/profiles/*.yaml and validated."""
 
 import os
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from slimllm_nb.corpora import EMBEDDED, NEVER_CALIBRATED, CorpusError, TextSource, find_corpus
+from slimllm_nb.corpora import EMBEDDED_CORPORA, NEVER_CALIBRATED, CorpusError, TextSource, find_corpus
 from slimllm_nb.files import ROOT
 from slimllm_nb.settings import Settings, read_validated
 
@@ -145,7 +144,7 @@ class Profile(Settings):
                 raise ValueError(str(error)) from error
         if self.calibration.corpus in set(NEVER_CALIBRATED) - set(self.texts):
             raise ValueError(f"{self.calibration.corpus} is for judging alone: name another corpus to calibrate on")
-        both = {self.calibration.corpus} & set(self.evaluation.corpora) - (set(EMBEDDED) - set(self.texts))
+        both = {self.calibration.corpus} & set(self.evaluation.corpora) - (set(EMBEDDED_CORPORA) - set(self.texts))
         if both:
             raise ValueError(
                 f"{', '.join(both)} is calibrated on and evaluated on: name two corpora (the embedded ones are split "
@@ -207,24 +206,23 @@ def load_profile(name: str) -> Profile:
     profile = _with_paths(profile, path.resolve().parent)
     if device := os.environ.get(DEVICE):
         profile = _on_device(profile, device)
-    try:
-        for file in profile.parts:
-            _methods().load_file(Path(file))
-        for method in (one.method for one in profile.settings.values() if one.method is not None):
-            _methods().as_method(method)  # looks every part up
-    except ValueError as error:
-        raise ProfileError(f"profile {profile.name}: {error}") from error
+    own = [one.method for one in profile.settings.values() if one.method is not None]
+    if own or profile.parts:
+        from slimllm_nb.methods import as_method, load_file  # imports torch, which others need not wait for
+
+        try:
+            for file in profile.parts:
+                load_file(Path(file))
+            for method in own:
+                as_method(method)  # looks every part up
+        except ValueError as error:
+            raise ProfileError(f"profile {profile.name}: {error}") from error
     return profile
 
 
 def text_files(profile: Profile) -> list[Path]:
     """The files of its own texts."""
     return [Path(file) for source in profile.texts.values() for file in source.files or ()]
-
-
-def _methods():
-    """slimllm_nb.methods: what imports profiles need not wait for torch."""
-    return import_module("slimllm_nb.methods")
 
 
 def _on_device(profile: Profile, device: str) -> Profile:
@@ -235,22 +233,16 @@ def _on_device(profile: Profile, device: str) -> Profile:
 
 
 def _with_paths(profile: Profile, folder: Path) -> Profile:
-    """Relative paths made absolute: the notebooks run elsewhere. What is no file or folder there is a hub id."""
-    changes: dict = {}
-    if profile.parts:
-        changes["parts"] = [str(folder / one) for one in profile.parts]
-    if (folder / profile.model).is_dir():
-        changes["model"] = str(folder / profile.model)
+    """Relative paths made absolute: the notebooks run elsewhere. What is no folder there is a hub id."""
+
+    def placed(name: str) -> str:
+        return str(folder / name) if (folder / name).is_dir() else name
+
     texts = {}
-    for name, source in profile.texts.items():
-        if source.files is not None:
-            texts[name] = source.model_copy(update={"files": [str(folder / one) for one in source.files]})
-        elif (folder / source.dataset).is_dir():
-            texts[name] = source.model_copy(update={"dataset": str(folder / source.dataset)})
-        else:
-            texts[name] = source
-    if texts:
-        changes["texts"] = texts
+    for name, one in profile.texts.items():
+        own = {"files": [str(folder / file) for file in one.files]} if one.files else {"dataset": placed(one.dataset)}
+        texts[name] = one.model_copy(update=own)
+    changes = {"model": placed(profile.model), "texts": texts, "parts": [str(folder / one) for one in profile.parts]}
     if profile.published and profile.published.table.endswith(".csv"):
         table = str(folder / profile.published.table)
         changes["published"] = profile.published.model_copy(update={"table": table})

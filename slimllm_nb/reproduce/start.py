@@ -10,6 +10,7 @@ when the dense model is not the published one, or an expected claim does not hol
 import argparse
 import ast
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -90,12 +91,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _tidy(folder: Path) -> None:
-    """What an end by force left goes; a notebook whose result is gone is run again."""
+    """What an end by force left is removed; an executed notebook whose result is gone counts as old."""
     for partial in folder.glob(".*.partial*"):
         partial.unlink()
     for executed in folder.glob("*.ipynb"):
         if not (folder / "results" / f"{executed.stem}.json").is_file():
-            executed.unlink()
+            os.utime(executed, (0, 0))
 
 
 def _newer(path: Path, *than: Path) -> bool:

@@ -15,14 +15,14 @@ from slimllm_nb.sources import embedded
 from slimllm_nb.sources.hub import hub_error, local_copy
 from slimllm_nb.sources.packages import SourceError
 
-EMBEDDED = "embedded"
+EMBEDDED_MODEL = "embedded"
 # transformers would ask a service of the hub to convert pickles, and take what that wrote in the place of the revision.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them
 
 
 def load_model(
-    model: str = EMBEDDED,
+    model: str = EMBEDDED_MODEL,
     *,
     dtype: torch.dtype | str = torch.float32,
     device: str | torch.device = "cpu",
@@ -38,7 +38,7 @@ def load_model(
     device = find_device(str(device))
     # An accelerator gets the weights file by file; the CPU needs no help, and no accelerate.
     place = {} if device.type == "cpu" else {"device_map": {"": device}}
-    if model == EMBEDDED:
+    if model == EMBEDDED_MODEL:
         with embedded.no_progress_bars():
             folder = embedded.folder(embedded.WEIGHTS)
             return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **place).eval()
@@ -132,7 +132,7 @@ def weight_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def load_tokenizer(model: str = EMBEDDED, *, revision: str | None = None, split_special_tokens: bool = False):
+def load_tokenizer(model: str = EMBEDDED_MODEL, *, revision: str | None = None, split_special_tokens: bool = False):
     """The tokenizer that belongs to `load_model(model)`. Raises: SourceError when there is none.
 
     split_special_tokens: whether what looks like a special token in a text ("<unk>" in Penn Treebank) is read as the
@@ -140,7 +140,7 @@ def load_tokenizer(model: str = EMBEDDED, *, revision: str | None = None, split_
     """
     # Only where it is asked for: as a keyword it would be saved with the tokenizer.
     special = {"split_special_tokens": True} if split_special_tokens else {}
-    if model == EMBEDDED:
+    if model == EMBEDDED_MODEL:
         return AutoTokenizer.from_pretrained(embedded.folder(), **special)
     path, options = _locate(model, revision)
     require_llama_config(model, path, options)

@@ -5,12 +5,12 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
-from slimllm_nb.corpora import EMBEDDED, NEVER_CALIBRATED, CorpusError, TextSource, find_corpus
+from slimllm_nb.corpora import EMBEDDED_CORPORA, NEVER_CALIBRATED, CorpusError, TextSource, find_corpus
 from slimllm_nb.sources.embedded_texts import embedded_texts
 from slimllm_nb.sources.hub import hub_error, local_copy
 from slimllm_nb.sources.packages import SourceError
 
-CORPORA = EMBEDDED
+CORPORA = EMBEDDED_CORPORA
 SPLITS = ("calibration", "held-out")
 PASSAGE = 2000  # characters: enough for a window of 128 tokens
 
