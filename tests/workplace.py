@@ -70,7 +70,8 @@ class Workplace:
         """One notebook, by the recipe of the Makefile."""
         if not (self.run_folder / INPUTS).exists():
             write_text(self.run_folder / INPUTS, json.dumps({"parameters": {"profile": "embedded"}}))
-        return notebook.main([str(one / f"{name}.ipynb") for one in (self.notebooks, self.run_folder)])
+        # Relative, as make has them.
+        return notebook.main([os.path.relpath(one / f"{name}.ipynb") for one in (self.notebooks, self.run_folder)])
 
     def clone(self) -> None:
         """The repository for `reproduce`."""

@@ -1,8 +1,7 @@
 """Run one notebook in a kernel of its own: python -m slimllm_nb.reproduce.notebook NOTEBOOK EXECUTED
 
-make's recipe, where papermill's own command does not do: that one takes sys.exit in a cell for a success, injects what
-a notebook does not know, and shows nothing of what goes on inside a long cell. The parameters stand in the file
-`inputs` beside EXECUTED, which appears at the end, with the time of its start; what failed is NAME.failed.ipynb.
+make's recipe. papermill's own command takes sys.exit for a success, injects what a notebook does not know, and shows
+nothing of a long cell. Parameters stand in `inputs` beside EXECUTED, which appears at the end, as old as its start.
 """
 
 import json
@@ -29,22 +28,20 @@ def main(arguments: list[str] | None = None) -> int:
     given = json.loads((folder / INPUTS).read_text(encoding="utf-8"))["parameters"]
     parameters = {key: value for key, value in given.items() if key in read_parameters(source)}
     partial, failed = folder / f".{name}.partial.ipynb", folder / f"{name}.failed.ipynb"
-    # From here on nothing of an earlier run looks complete.
-    old = [folder / "results" / f"{name}.json", folder / "results.json", folder / "report" / "index.html"]
-    for stale in [*old, folder / "report" / f"{name}.html", target, failed]:
-        stale.unlink(missing_ok=True)
+    made = ("results.json", "report/index.html", f"report/{name}.html", f"results/{name}.json")
+    for stale in (*made, target.name, failed.name):  # from here on nothing of an earlier run looks complete
+        (folder / stale).unlink(missing_ok=True)
     print(f"{name} ...", flush=True)
     start = time.time_ns()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # make passes it on: the kernel is to end too
     try:
         execute(source, partial, parameters)
         read_result(folder, name, load_profile(given["profile"]).name)
+        os.utime(partial, ns=(start, start))  # what is edited while it runs is newer
+        partial.replace(target)
     except (NotebookError, PaperError) as error:
         partial.replace(failed)
         raise NotebookError(f"{source.name}: {error}. See {failed}") from error
-    else:
-        os.utime(partial, ns=(start, start))  # what is edited while it runs is newer
-        partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
     print(f"{name}: {(time.time_ns() - start) / 1e9:.1f} s", flush=True)
@@ -53,10 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def execute(source: Path, output: Path, parameters: dict) -> None:
     """Raises: NotebookError for a cell that failed or ended the notebook, and for a kernel that died."""
-    # The environment's own kernel, even where the user has installed another of the same name.
-    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
-    if screen := _screen():
-        os.environ[FOLLOWED] = screen
+    os.environ[FOLLOWED] = _screen()
     import papermill
     from nbclient.exceptions import DeadKernelError
 
@@ -68,20 +62,18 @@ def execute(source: Path, output: Path, parameters: dict) -> None:
         raise NotebookError(f"cell In [{error.exec_count}] raised {error.ename}: {error.evalue}") from error
     except DeadKernelError as error:
         raise NotebookError(f"its kernel died ({error}), perhaps for lack of memory") from error
-    # papermill takes sys.exit(0) for a success and leaves out the cells that follow.
     states = [cell.metadata.papermill.status for cell in executed.cells if cell.cell_type == "code"]
-    if set(states) != {"completed"}:
-        number = 1 + next(index for index, state in enumerate(states) if state != "completed")
-        raise NotebookError(f"code cell {number} of {len(states)} ended the notebook")
+    if ended := [number for number, state in enumerate(states, start=1) if state != "completed"]:
+        raise NotebookError(f"code cell {ended[0]} of {len(states)} ended the notebook")
 
 
-def _screen() -> str | None:
+def _screen() -> str:
     """A path by which a kernel, whose own standard error goes into its notebook, writes to this process's."""
     linux = Path(f"/proc/{os.getpid()}/fd/2")
     path = linux if linux.exists() else Path(os.ttyname(2) if os.isatty(2) else os.devnull)
     with suppress(OSError), path.open("a"):  # a socket cannot be opened a second time
         return str(path)
-    return None
+    return os.devnull
 
 
 if __name__ == "__main__":
