@@ -1,5 +1,7 @@
 """Parts of methods: rivals and recoveries against literal oracles, parts of one's own, and the errors."""
 
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -378,6 +380,10 @@ def test_registered_parts():
     assert as_method({"channel_score": "my_own"}).channel_score.needs == ("input_means",)
     with pytest.raises(PartError, match=r"'norm_product' exists already, in slimllm_nb\.methods\.norm_product"):
         register.channel_score("norm_product")(score)
+    # In a process that has looked nothing up yet, too.
+    code = "from slimllm_nb.methods import register\nregister.head_score('pearson')(lambda inputs: inputs)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "'pearson' exists already, in slimllm_nb.methods.slimllm" in done.stderr
 
 
 WRONG = {

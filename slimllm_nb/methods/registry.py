@@ -15,7 +15,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -87,6 +87,8 @@ _methods: dict[str, dict[str, object]] = {}
 
 def _register_part(kind: str, name: str, adds_bias: bool = True) -> Callable[[Callable], Callable]:
     def registered(function: Callable) -> Callable:
+        if not function.__module__.startswith(f"{__package__}."):
+            load_built_in()
         known = _parts.get((kind, name))
         # A notebook's cell may run again; what the package brings keeps its name.
         if known and known.function.__module__ != function.__module__:
@@ -150,8 +152,7 @@ def find_part(kind: str, wanted: str | Callable | Mapping | Part) -> Part:
     if isinstance(wanted, Mapping):
         options = dict(wanted)
         wanted = options.pop("name", None)
-    if (kind, wanted) not in _parts:
-        load_built_in()
+    load_built_in()
     if (kind, wanted) not in _parts:
         names = sorted(name for each, name in _parts if each == kind)
         raise PartError(f"unknown {kind} {wanted!r}; allowed: {listed(names)}, or a function")
@@ -207,8 +208,9 @@ def method_names() -> list[str]:
     return sorted(_methods)
 
 
+@cache
 def load_built_in() -> None:
-    """Import every file of this folder."""
+    """Import every file of this folder, once."""
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         importlib.import_module(f"{__package__}.{module.name}")
 

@@ -23,8 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("notebooks", nargs="+", type=Path, help="executed, in the profile's run folder")
     options = parser.parse_args(arguments)
     profile = load_profile(options.profile)
-    folder, report = run_folder(profile.name), run_folder(profile.name) / "report"
-    names = [path.stem for path in options.notebooks]
+    folder = run_folder(profile.name)
+    report, names = folder / "report", [path.stem for path in options.notebooks]
     metrics = {name: verdicts.read_result(folder, name, profile.name) for name in names}
     judged = [one for name in names for one in verdicts.judge(name, metrics[name], profile)]
     seconds = {name: pages.seconds(folder / f"{name}.ipynb") for name in names}

@@ -14,8 +14,8 @@ from pathlib import Path
 from slimllm_nb.files import write_text
 from slimllm_nb.fingerprint import fingerprint
 from slimllm_nb.reproduce.claims import NOTEBOOK
-from slimllm_nb.reproduce.dense import ALLOW, line, not_as_published
-from slimllm_nb.reproduce.profiles import Profile, Setting, text_files
+from slimllm_nb.reproduce.dense import ALLOW, line, load_inputs, not_as_published
+from slimllm_nb.reproduce.profiles import Profile, Setting, own_files
 from slimllm_nb.reproduce.verdicts import WIDTHS, Verdict, judge, text_table
 
 FILE = "by_layer.json"
@@ -27,21 +27,10 @@ def run(profile: Profile, folder: Path) -> list[Verdict]:
     Raises: SourceError and ValueError for what cannot be had or pruned, and for a dense model that is not the published
     one (see dense.py), unless ALLOW_DENSE_MISMATCH=1.
     """
-    from slimllm_nb import evaluation, sources
-    from slimllm_nb.calibration import draw_samples
     from slimllm_nb.disk import checkpoint_perplexity, prune_checkpoint
     from slimllm_nb.sources.checkpoints import checkpoint_folder
 
-    tokenizer = sources.load_tokenizer(profile.model, **profile.tokenizing)
-    wanted, asked = profile.calibration, profile.evaluation
-    texts = sources.load_texts(wanted.corpus, "calibration", profile.texts)
-    input_ids = draw_samples(texts, tokenizer, wanted.num_samples, wanted.length, profile.seed)
-    blocks = {
-        corpus: evaluation.token_blocks(
-            sources.load_texts(corpus, "held-out", profile.texts), tokenizer, asked.block_length, asked.max_tokens
-        )
-        for corpus in asked.corpora
-    }
+    _, input_ids, blocks = load_inputs(profile)
     source = checkpoint_folder(profile.model, profile.revision)
     place = {"dtype": profile.dtype, "device": profile.device}
 
@@ -86,7 +75,7 @@ class _Known:
     begun anew when code or profile are other ones."""
 
     def __init__(self, path: Path, profile: Profile):
-        made_from = fingerprint(profile=profile, texts=text_files(profile))
+        made_from = fingerprint(profile=profile, files=own_files(profile))
         self.path, self.content = path, {"made_from": made_from, "metrics": {}}
         if path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))

@@ -40,24 +40,16 @@ def gate(profile: Profile) -> int:
 def measure(profile: Profile) -> None:
     """Write dense.json into the run folder: metrics, the rows of the zero-shot table, what is off, what was used."""
     from slimllm_nb import evaluation, sources
-    from slimllm_nb.calibration import draw_samples
 
     print("dense model ...", flush=True)
     start, path = time.perf_counter(), run_folder(profile.name) / FILE
     path.unlink(missing_ok=True)
-    tokenizer = sources.load_tokenizer(profile.model, **profile.tokenizing)
-    texts = {name: sources.load_texts(name, "held-out", profile.texts) for name in profile.evaluation.corpora}
-    # What pruning will need: said now if it cannot be had.
-    wanted = profile.calibration
-    documents = sources.load_texts(wanted.corpus, "calibration", profile.texts)
-    draw_samples(documents, tokenizer, wanted.num_samples, wanted.length, profile.seed)
+    tokenizer, _, blocks = load_inputs(profile)
     model = sources.load_model(profile.model, **profile.loading)
     _check_layers(profile, model)
-    limits = (profile.evaluation.block_length, profile.evaluation.max_tokens)
     metrics = {}
-    for name, documents in texts.items():
-        blocks = evaluation.token_blocks(documents, tokenizer, *limits)
-        metrics[f"ppl_dense_{name}"] = evaluation.perplexity(model, blocks)
+    for name, one in blocks.items():
+        metrics[f"ppl_dense_{name}"] = evaluation.perplexity(model, one)
         print(f"dense model, perplexity on {name}: {metrics[f'ppl_dense_{name}']:.2f}", flush=True)
     rows = []
     if profile.zeroshot:
@@ -81,6 +73,22 @@ def measure(profile: Profile) -> None:
         "seconds": round(time.perf_counter() - start),
     }
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def load_inputs(profile: Profile):
+    """The tokenizer, the calibration samples, and the blocks of every corpus that is judged on. What pruning will need
+    is asked for with the rest: said now if it cannot be had."""
+    from slimllm_nb import evaluation, sources
+    from slimllm_nb.calibration import draw_samples
+
+    tokenizer, wanted = sources.load_tokenizer(profile.model, **profile.tokenizing), profile.calibration
+    texts = sources.load_texts(wanted.corpus, "calibration", profile.texts)
+    input_ids = draw_samples(texts, tokenizer, wanted.num_samples, wanted.length, profile.seed)
+    limits, blocks = (profile.evaluation.block_length, profile.evaluation.max_tokens), {}
+    for name in profile.evaluation.corpora:
+        documents = sources.load_texts(name, "held-out", profile.texts)
+        blocks[name] = evaluation.token_blocks(documents, tokenizer, *limits)
+    return tokenizer, input_ids, blocks
 
 
 def not_as_published(metrics: dict[str, float], profile: Profile) -> list[Verdict]:

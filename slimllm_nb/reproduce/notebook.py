@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     source, target = map(Path, arguments or sys.argv[1:])
     name, folder = source.stem, target.parent
     given = json.loads((folder / INPUTS).read_text(encoding="utf-8"))["parameters"]
-    parameters = {key: value for key, value in given.items() if key in read_parameters(source)}
+    parameters = {key: given[key] for key in read_parameters(source) if key in given}
     partial, failed = folder / f".{name}.partial.ipynb", folder / f"{name}.failed.ipynb"
     made = ("results.json", "report/index.html", f"report/{name}.html", f"results/{name}.json")
     for stale in (*made, target.name, failed.name):  # from here on nothing of an earlier run looks complete

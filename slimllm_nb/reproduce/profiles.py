@@ -220,9 +220,11 @@ def load_profile(name: str) -> Profile:
     return profile
 
 
-def text_files(profile: Profile) -> list[Path]:
-    """The files of its own texts."""
-    return [Path(file) for source in profile.texts.values() for file in source.files or ()]
+def own_files(profile: Profile) -> list[Path]:
+    """What a run depends on beside the profile itself: the files of its own texts, parts, published table and model."""
+    names = [file for source in profile.texts.values() for file in source.files or ()]
+    names += [*profile.parts, profile.model, *([profile.published.table] if profile.published else [])]
+    return [path for path in map(Path, names) if path.exists()]
 
 
 def _on_device(profile: Profile, device: str) -> Profile:

@@ -22,7 +22,7 @@ from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.fingerprint import fingerprint
 from slimllm_nb.reproduce import dense
 from slimllm_nb.reproduce.cost import TooLargeError, announce
-from slimllm_nb.reproduce.profiles import Profile, is_path, load_profile, run_folder, text_files
+from slimllm_nb.reproduce.profiles import Profile, is_path, load_profile, own_files, run_folder
 
 LOCK, DATA, READ = ROOT / "requirements.lock", ROOT / "data", (".yaml", ".csv", ".json", ".py")
 INPUTS, PARAMETERS = "inputs", "parameters"
@@ -108,11 +108,7 @@ def made_from(profile: Profile, parameters: dict[str, object]) -> str:
     """The fingerprint of all that the notebooks depend on beside their own files: the package, data/, the locked
     versions, the profile with its own texts, parts, table and model, the parameters."""
     read = sorted(path for path in DATA.rglob("*") if path.suffix in READ and path.parent.name != "gpu")
-    own = [*text_files(profile), *map(Path, profile.parts)]
-    if profile.published is not None:
-        own.append(Path(profile.published.table))
-    there = [path for path in (*own, Path(profile.model)) if path.exists()]
-    return fingerprint(files=[LOCK, *read, *there], profile=profile, parameters=parameters)
+    return fingerprint(files=[LOCK, *read, *own_files(profile)], profile=profile, parameters=parameters)
 
 
 def read_parameters(path: Path) -> dict[str, object]:
