@@ -88,11 +88,19 @@ def gpu_table() -> str:
     rows = []
     for part, found in newest["parts"].items():
         for name, value in found.items():
-            shown = ", ".join(f"{key}: {one}" for key, one in value.items()) if isinstance(value, dict) else str(value)
-            if not isinstance(value, bool) or not value or part != "equal":
-                rows.append({"part": part, "": name, "measured": shown})
+            if value is not True or part != "equal":
+                rows.append({"part": part, "": name, "measured": _shown(value)})
     head = f"{newest['card']} ({newest['GB']} GB, driver {newest['driver']}), {versions}, {newest['date']}."
     return f"{head}\n\n{markdown_table(rows)}"
+
+
+def _shown(value: object) -> str:
+    """A figure to four digits; of speed, the median and how often that of the dense model."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_shown(one)}" for key, one in value.items())
+    if isinstance(value, list) and len(value) == 2:
+        return f"{_shown(value[0])}, {value[1]:.2f} times as fast as dense"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def section(found: Comparison) -> str:
