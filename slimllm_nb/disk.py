@@ -143,6 +143,7 @@ def prune_checkpoint(
     target_of: str = "model",
     pruned_layers: int,
     alpha: float,
+    channel_multiple: int = 1,
     method: MethodLike = "slimllm",
     similarity: Float[Tensor, "layers"] | None = None,
     seed: int = 0,
@@ -173,7 +174,7 @@ def prune_checkpoint(
         raise ValueError(f"method {method.name} asks for gradients, which need the whole model in memory: use prune()")
     stored = StoredModel(source, dtype, find_device(device))
     require_ids(stored.skeleton, input_ids)
-    amount = PruningTarget(pruning_ratio, target_parameters, target_of, pruned_layers, alpha)
+    amount = PruningTarget(pruning_ratio, target_parameters, target_of, pruned_layers, alpha, channel_multiple)
     amount.check(stored.skeleton)
     tokenizer = load_tokenizer(str(source))
     require_fitting(stored.skeleton, tokenizer)

@@ -9,6 +9,7 @@ from slimllm_nb.llama import Widths, layer_widths
 from slimllm_nb.pruning import prune
 from slimllm_nb.pruning.budget import (
     PruningTarget,
+    aligned,
     channels_for,
     check_met,
     expand_ratios,
@@ -28,6 +29,30 @@ def test_widths_of_a_layer(small_model):
 )
 def test_counts_are_rounded_and_one_of_each_stays(ratio, heads, channels):
     assert removed_counts(Widths(heads=9, key_value_heads=3, channels=1536), ratio) == (heads, channels)
+
+
+@pytest.mark.parametrize(("channels", "multiple"), [(80, 1), (80, 16), (80, 80), (100, 32)])
+def test_no_other_multiple_of_channels_comes_nearer(channels, multiple):
+    assert aligned(channels, 0, multiple) == 0
+    for removed in range(1, channels):
+        kept = channels - aligned(channels, removed, multiple)
+        nearest = min(range(multiple, channels + 1, multiple), key=lambda one: abs(channels - removed - one))
+        assert kept % multiple == 0 and abs(channels - removed - kept) == abs(channels - removed - nearest)
+
+
+@pytest.mark.parametrize("amount", [{"pruning_ratio": 0.3}, {"target_parameters": 0.8, "target_of": "decoder"}])
+def test_kept_channels_are_a_multiple_and_the_target_is_met(amount, generator):
+    model = make_small_model(4, intermediate_size=1024, num_hidden_layers=6)
+    ids = torch.randint(0, 101, (8, 10), generator=generator)
+    options = amount | {"pruned_layers": 5, "alpha": 3.0, "progress": False, "channel_multiple": 32}
+    pruned, report = prune(model, ids, **options)
+    widths = [layer_widths(layer).channels for layer in pruned.model.layers]
+    assert all(width % 32 == 0 for width in widths) and sum(width < 1024 for width in widths) == 5
+    assert "channels in multiples of 32" in str(report) and report.channel_multiple == 32
+    if "target_parameters" in amount:
+        assert report.decoder.share_left == pytest.approx(0.8, abs=0.003)
+    with pytest.raises(ValueError, match="channel_multiple is 2048; allowed: 1 to 1024, a layer's channels"):
+        prune(model, ids, **options | {"channel_multiple": 2048})
 
 
 def test_one_ratio_a_layer_is_that_of_heads_and_channels():

@@ -153,8 +153,7 @@ class Bench:
         setting = self.profile.settings[key]
         if share is None:
             return {name: value for name, value in setting.arguments.items() if name != "method"}
-        shared = {"pruned_layers": setting.pruned_layers, "alpha": setting.alpha}
-        return {"target_parameters": share, "target_of": "decoder", **shared}
+        return {"target_parameters": share, "target_of": "decoder", **setting.spread}
 
     def dense(self) -> Row:
         """The model from which nothing goes."""

@@ -1,6 +1,7 @@
 """What is proven of a GPU, part by part: each gives figures, or raises."""
 
 import gc
+import itertools
 import json
 import os
 import subprocess
@@ -204,8 +205,10 @@ def disk(asked: Asked) -> dict:
 
 def speed(asked: Asked) -> dict:
     built, ids = {"dense": asked.model(torch.float16)}, asked.samples()
-    for percent in ("20", "50"):
-        built[f"{percent} %"] = pruning.prune(built["dense"], ids, **asked.amount(percent), progress=False)[0]
+    for percent, multiple in itertools.product(("20", "50"), (1, 8 if asked.small else 64)):
+        options = asked.amount(percent) | {"channel_multiple": multiple, "progress": False}
+        name = f"{percent} %" if multiple == 1 else f"{percent} %, channels in multiples of {multiple}"
+        built[name] = pruning.prune(built["dense"], ids, **options)[0]
         release()
     small = {"batch_sizes": (2,), "prompt_length": 8, "new_tokens": 4, "repeats": 1}
     options = small if asked.small else {"batch_sizes": (1, 8), "prompt_length": 256, "new_tokens": 64, "repeats": 3}

@@ -22,12 +22,13 @@ HIGHEST = 1 - 1e-9  # ratio
 
 @dataclass(frozen=True)
 class Plan:
-    """The pruning ratio, the ratios of every layer's heads and channels, and how many parameters each layer is to lose
-    (None: the ratios alone decide)."""
+    """The pruning ratio, the ratios of every layer's heads and channels, how many parameters each layer is to lose
+    (None: the ratios alone decide), and what the number of channels that a pruned layer keeps is a multiple of."""
 
     pruning_ratio: float
     layer_ratios: Float[Tensor, "layers 2"]
     removals: Float[Tensor, "layers"] | None = None
+    channel_multiple: int = 1
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class PruningTarget:
     target_of: str
     pruned_layers: int
     alpha: float
+    channel_multiple: int = 1
 
     def check(self, model: LlamaForCausalLM) -> None:
         """Raises: ValueError naming the setting that is out of range."""
@@ -49,6 +51,9 @@ class PruningTarget:
             raise ValueError(f"target_of is {self.target_of!r}; allowed: {', '.join(map(repr, PARTS))}")
         if target is not None and not 0 < target <= 1:
             raise ValueError(f"target_parameters is {target}; allowed: above 0, up to 1 (all parameters stay)")
+        most = min(layer_widths(layer).channels for layer in model.model.layers)
+        if not 1 <= self.channel_multiple <= most:
+            raise ValueError(f"channel_multiple is {self.channel_multiple}; allowed: 1 to {most}, a layer's channels")
         ratios.allocate(torch.zeros(len(model.model.layers)), ratio or 0.0, self.pruned_layers, self.alpha)
 
     def plan(self, method: Method, model: LlamaForCausalLM, known: Mapping) -> Plan:
@@ -68,8 +73,9 @@ class PruningTarget:
             return expand_ratios(checked_allocation(method.allocation, found, len(units)))
 
         if self.target_parameters is None:
-            return Plan(self.pruning_ratio, allocation(self.pruning_ratio))
-        return plan_target(allocation, model, self.target_parameters, self.target_of, method.recovery.adds_bias)
+            return Plan(self.pruning_ratio, allocation(self.pruning_ratio), channel_multiple=self.channel_multiple)
+        wanted = self.target_parameters, self.target_of, method.recovery.adds_bias, self.channel_multiple
+        return plan_target(allocation, model, *wanted)
 
 
 def expand_ratios(found: Float[Tensor, "*layers_and_two"]) -> Float[Tensor, "layers 2"]:
@@ -99,6 +105,15 @@ def removed_counts(widths: Widths, ratio: float, channel_ratio: float | None = N
     return heads, channels
 
 
+def aligned(channels: int, removed: int, multiple: int) -> int:
+    """How many channels go instead of `removed`, so that a multiple is kept: the nearest, but not none of them. Where
+    none are to go, all stay."""
+    if removed == 0:
+        return 0
+    kept = round((channels - removed) / multiple)
+    return channels - min(max(kept, 1), channels // multiple) * multiple
+
+
 def channels_for(layer: nn.Module, removal: float, shift: bool) -> int:
     """How many channels are pruned so that the MLP loses `removal` parameters, as nearly as whole channels allow.
 
@@ -116,6 +131,7 @@ def plan_target(
     target: float,
     part: str,
     shift: bool,
+    channel_multiple: int = 1,
 ) -> Plan:
     """The plan that leaves `target` (a share, 0 to 1) of the parameters of `part`: "model" or "decoder".
 
@@ -130,7 +146,7 @@ def plan_target(
         width, (query, key_value, channel) = layer_widths(layer), unit_parameters(layer)
         removable.append([width.heads * query + width.key_value_heads * key_value, width.channels * channel])
         biases = sum(shift and one.bias is None for one in (layer.self_attn.o_proj, layer.mlp.down_proj))
-        stays.append(query + key_value + channel + biases * layer.hidden_size)  # one head, one channel, new biases
+        stays.append(query + key_value + channel_multiple * channel + biases * layer.hidden_size)  # and new biases
     removable = torch.tensor(removable, dtype=torch.float64)
     most = removable.sum(1) - torch.tensor(stays)
 
@@ -143,13 +159,13 @@ def plan_target(
     if (most_of_all := surplus(HIGHEST)) < -TOLERANCE * total:
         raise ValueError(
             f"target_parameters is {target} of the {part}, but at least {target - most_of_all / total:.4f} of it stay: "
-            "only pruned_layers layers are pruned, and each keeps one head and one channel: change the target, "
-            "pruned_layers or alpha"
+            "only pruned_layers layers are pruned, and each keeps one head and channel_multiple channels: change the "
+            "target, pruned_layers or alpha"
         )
     # What is removed grows with the ratio; where an allocation gives whole heads and channels, in small steps, which
     # the channels make up.
     ratio = HIGHEST if most_of_all < 0 else optimize.bisect(surplus, 0.0, HIGHEST, xtol=1e-15)
-    return Plan(ratio, expand_ratios(allocation(ratio)), removals(ratio))
+    return Plan(ratio, expand_ratios(allocation(ratio)), removals(ratio), channel_multiple)
 
 
 def check_met(target: PruningTarget, left: Mapping[str, float]) -> None:
@@ -158,6 +174,7 @@ def check_met(target: PruningTarget, left: Mapping[str, float]) -> None:
     if asked is not None and abs(left - asked) > TOLERANCE:
         raise ValueError(
             f"target_parameters is {asked} of the {target.target_of}, but {left:.4f} are left, which is not within "
-            f"{TOLERANCE}: whole heads go, and the last pruned layers had too few channels to make up for them: "
-            "change the target, pruned_layers or alpha"
+            f"{TOLERANCE}: whole heads go, and the channels of the last pruned layers (kept in multiples of "
+            f"{target.channel_multiple}) could not make up for them: change the target, pruned_layers, alpha or "
+            "channel_multiple"
         )

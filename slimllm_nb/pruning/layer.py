@@ -17,7 +17,7 @@ from slimllm_nb.checks import require_finite
 from slimllm_nb.llama import key_value_owner, layer_widths
 from slimllm_nb.methods import Part
 from slimllm_nb.methods.checked import checked_choice, checked_recovery, checked_scores
-from slimllm_nb.pruning.budget import channels_for, removed_counts
+from slimllm_nb.pruning.budget import Plan, aligned, channels_for, removed_counts
 from slimllm_nb.pruning.slicing import layer_overrides
 from slimllm_nb.pruning.statistics import gather, output_moments
 from slimllm_nb.pruning.sublayers import Attention, Mlp, Settings, Sublayer
@@ -28,7 +28,7 @@ def prune_layer(
     layer: nn.Module,
     batches: tuple[Float[Tensor, "_ length hidden"], ...],
     context: Callable[[Tensor], dict],
-    ratios: tuple[float, float],
+    plan: Plan,
     removal: float | None,
     index: int,
     settings: Settings,
@@ -36,12 +36,15 @@ def prune_layer(
     """Prune decoder layer `index`. `batches` are its input, and are overwritten with the output of the pruned layer;
     none where nothing is pruned and no output is needed.
 
-    ratios: of the heads and of the channels. removal: parameters that the layer is to lose, for which the channels
-    make up what whole heads leave; None: the ratios alone decide.
+    plan: its ratios, of the heads and of the channels. removal: parameters that the layer is to lose, for which the
+    channels make up what whole heads leave; None: the ratios alone decide.
     Returns the report's lines, config and number of removed parameters of the layer, and its tensors.
     """
     start, method, widths = time.perf_counter(), settings.method, layer_widths(layer)
+    ratios = plan.layer_ratios[index].tolist()
     num_heads, num_channels = removed_counts(widths, *ratios)
+    clipped = round(ratios[0] * widths.heads) > num_heads
+    clipped |= removal is None and round(ratios[1] * widths.channels) > num_channels
 
     attention = Attention(layer, batches, index, settings, context)
     heads, tensors, report = _prune(attention, method.head_parts, num_heads)
@@ -50,13 +53,12 @@ def prune_layer(
     if removal is not None:
         gone = _parameters(layer.self_attn.state_dict()) - _parameters(tensors)
         num_channels = channels_for(layer, removal - gone, method.recovery.adds_bias)
+    num_channels = aligned(widths.channels, num_channels, plan.channel_multiple)
     mlp = Mlp(layer, batches, index, settings)
     channels, mlp_tensors, mlp_report = _prune(mlp, method.channel_parts, num_channels)
 
     tensors |= mlp_tensors
     tensors |= {name: one.clone() for name, one in layer.state_dict().items() if "norm" in name.split(".")[0]}
-    clipped = round(ratios[0] * widths.heads) > num_heads
-    clipped |= removal is None and round(ratios[1] * widths.channels) > num_channels
     key_values, queries = key_value_owner(layer.self_attn)[heads].unique(return_counts=True)
     lines = {"index": index, "ratio": ratios[0], "channel_ratio": ratios[1], "clipped": clipped}
     lines |= {"heads": widths.heads, "channels": widths.channels, "kept_heads": heads.tolist()}

@@ -38,6 +38,7 @@ def prune(
     target_of: str = "model",
     pruned_layers: int,
     alpha: float,
+    channel_multiple: int = 1,
     method: MethodLike = "slimllm",
     similarity: Float[Tensor, "layers"] | None = None,
     seed: int = 0,
@@ -51,6 +52,8 @@ def prune(
     target_parameters: the share of the parameters of `target_of` ("model" or "decoder") to be left, above 0 up to 1,
     met within 0.3 points: channels make up what whole heads leave (budget.plan_target).
     pruned_layers, alpha: see ratios.allocate.
+    channel_multiple: pruned layers keep a multiple of so many channels (8 and more: half precision on a GPU; 32: int4
+    groups and GGUF's quantized types); what rounding leaves or takes of a target, the layers after it make up.
     method: a name ("slimllm", "flap", ...) or what is to be changed of SlimLLM: {"recovery": "none"}, {"channel_score":
     my_function}; see methods.as_method and methods.STATISTICS.
     similarity: layer_similarities(model, input_ids), when it is known already: saves one forward pass.
@@ -67,7 +70,7 @@ def prune(
     checks.require_plain(model)
     checks.require_whole(model)
     checks.require_ids(model, input_ids)
-    target = PruningTarget(pruning_ratio, target_parameters, target_of, pruned_layers, alpha)
+    target = PruningTarget(pruning_ratio, target_parameters, target_of, pruned_layers, alpha, channel_multiple)
     target.check(model)
     settings = Settings(as_method(method), similarity, seed, activation_bytes)
     with checks.evaluation_mode(model):
@@ -183,8 +186,9 @@ def _prune_step(layers, plan: Plan, settings, layer, batches, context, index: in
     """One layer as planned. carried: parameters that the layers before could not give, or gave too much; this one
     settles them."""
     carried = layers.kept("pruning", index - 1)[0]["carried"] if index else 0.0
-    shares = tuple(plan.layer_ratios[index].tolist())
-    removal = None if plan.removals is None or not any(shares) else plan.removals[index].item() + carried
+    removal = (
+        None if plan.removals is None or not plan.layer_ratios[index].any() else plan.removals[index].item() + carried
+    )
     needed = batches if plan.layer_ratios[index:].any() else ()  # behind the last pruned layer no output is needed
-    value, tensors = prune_layer(layer, needed, context, shares, removal, index, settings)
+    value, tensors = prune_layer(layer, needed, context, plan, removal, index, settings)
     return value | {"carried": carried if removal is None else removal - value["removed"]}, tensors

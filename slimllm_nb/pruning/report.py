@@ -48,6 +48,7 @@ class PruningReport(BaseModel):
     pruning_ratio: float
     pruned_layers: int
     alpha: float
+    channel_multiple: int = 1
     target_parameters: float | None
     target_of: str | None
     model: PartReport
@@ -57,7 +58,9 @@ class PruningReport(BaseModel):
 
     def __str__(self) -> str:
         lines = [] if self.method == "slimllm" else [f"method {self.method}"]
-        lines += [f"pruning ratio {self.pruning_ratio:.4f} over {self.pruned_layers} layers, alpha {self.alpha:g}"]
+        multiple = f", channels in multiples of {self.channel_multiple}" if self.channel_multiple > 1 else ""
+        shared = f"over {self.pruned_layers} layers, alpha {self.alpha:g}{multiple}"
+        lines += [f"pruning ratio {self.pruning_ratio:.4f} {shared}"]
         if self.target_parameters is not None:
             lines.append(f"asked for: {self.target_parameters:.1%} of the parameters of the {self.target_of}")
         for name, part in (("decoder", self.decoder), ("model", self.model)):

@@ -58,6 +58,7 @@ class Setting(Settings):
     target_of: Literal["model", "decoder"] = "model"
     pruned_layers: int = Field(ge=0)
     alpha: float = Field(allow_inf_nan=False)
+    channel_multiple: int = Field(default=1, ge=1)
     checkpoint: str = Field(pattern=r"^[\w-]+$")
     method: str | dict[str, Any] | None = None
 
@@ -75,10 +76,15 @@ class Setting(Settings):
     @property
     def amount(self) -> dict:
         """Those of them that say how much goes, whatever the method."""
-        shared = {"pruned_layers": self.pruned_layers, "alpha": self.alpha}
         if self.target_parameters is None:
-            return {"pruning_ratio": self.pruning_ratio, **shared}
-        return {"target_parameters": self.target_parameters, "target_of": self.target_of, **shared}
+            return {"pruning_ratio": self.pruning_ratio, **self.spread}
+        return {"target_parameters": self.target_parameters, "target_of": self.target_of, **self.spread}
+
+    @property
+    def spread(self) -> dict:
+        """And of these, those that say how it is spread over layers and channels."""
+        multiple = {} if self.channel_multiple == 1 else {"channel_multiple": self.channel_multiple}
+        return {"pruned_layers": self.pruned_layers, "alpha": self.alpha, **multiple}
 
     def mean_ratio(self, layers: int) -> float:
         """The mean ratio over the pruned layers; for a target, about what it takes (prune() plans it exactly)."""
