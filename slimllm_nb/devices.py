@@ -124,3 +124,8 @@ def in_batches(run: Callable[[Tensor], Found], rows: Tensor, batch_size: int, wh
             yield found
         else:
             batch_size = halved(min(batch_size, len(batch)), what)
+
+
+def device_name(device: torch.device) -> str:
+    """What a card is called; of others, their kind."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -183,7 +183,7 @@ def prune_checkpoint(
     settings = Settings(method, similarity, seed, activation_bytes)
     computed = stored.folder, stored.dtype, stored.device.type, batch_size
     others = similarity, seed, activation_bytes
-    key = digest(computed=computed, ids=input_ids, amount=amount, parts=method.parts, others=others)
+    key = digest(computed=computed, ids=input_ids, amount=amount, parts=method.identity, others=others)
     layers = StoredLayers(stored, batch_size, folder, key)
     pruned, report = prune_decoder(layers, input_ids, amount, settings, progress)
     card["base_model"] = card.get("base_model") or str(source)

@@ -242,7 +242,7 @@ def with_global(input_norms):
 
 
 def of(**parts):
-    return digest(parts=as_method(parts).parts)
+    return digest(parts=as_method(parts).identity)
 
 
 def test_a_method_is_known_by_its_parts():

@@ -213,7 +213,7 @@ BAD = {
     "part": ({"method": {"recovery": "rigde"}}, "unknown recovery 'rigde'; allowed: .*regression, .*or a function"),
     "kind": (
         {"method": {"chanel_score": "norm_product"}},
-        "a method has no chanel_score; allowed: name, base, head_score",
+        "a method has no chanel_score; allowed: name, base, tuning, head_score",
     ),
 }
 

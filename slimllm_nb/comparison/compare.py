@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +13,14 @@ from slimllm_nb.calibration import windows
 from slimllm_nb.comparison.protocol import Protocol, protocol_of
 from slimllm_nb.comparison.table import Comparison, Row
 from slimllm_nb.corpora import find_corpus
+from slimllm_nb.devices import device_name, find_device
 from slimllm_nb.evaluation import count_parameters, perplexity, token_blocks
 from slimllm_nb.files import commit, write_text
 from slimllm_nb.fingerprint import digest, fingerprint
 from slimllm_nb.methods import Method, MethodLike, as_method
 from slimllm_nb.progress import bar as progress_bar
 from slimllm_nb.pruning import layer_similarities, prune
+from slimllm_nb.recipe import Recipe
 from slimllm_nb.reproduce.differences import BASELINE
 from slimllm_nb.reproduce.profiles import Profile, load_profile, run_folder
 from slimllm_nb.sources import load_model, load_texts, load_tokenizer
@@ -72,7 +74,7 @@ def named(methods: Sequence[MethodLike]) -> dict[str, Method]:
     """The methods by name, SlimLLM first."""
     found = {BASELINE: as_method(BASELINE)}
     for method in map(as_method, methods):
-        if method.name == BASELINE and digest(parts=method.parts) == digest(parts=found[BASELINE].parts):
+        if method.name == BASELINE and digest(parts=method.identity) == digest(parts=found[BASELINE].identity):
             continue
         if method.name in found:
             raise ValueError(f"two methods are called {method.name!r}: give one another 'name'")
@@ -118,7 +120,10 @@ class Bench:
             try:
                 start = time.perf_counter()
                 options = {"similarity": similarity, "seed": seed, "progress": self.progress}
-                pruned, report = prune(self._model, samples, **amount, method=method, **options)
+                untuned = replace(method, tuning=None)
+                pruned, report = prune(self._model, samples, **amount, method=untuned, **options)
+                if method.tuning:
+                    pruned, _ = self._tuned(pruned, method.tuning, seed)
                 seconds = time.perf_counter() - start + (seconds if "similarity" in method.allocation.needs else 0.0)
             except ValueError as error:
                 raise ValueError(f"method {method.name}, setting {key}, seed {seed}: {error}") from error
@@ -147,7 +152,7 @@ class Bench:
 
     def made_by(self, method: Method, key: str, seed: int, share: float | None) -> str:
         """The fingerprint of all that decides this row. Loads no model."""
-        return fingerprint(common=self._common, parts=method.parts, amount=self._amount(key, share), seed=seed)
+        return fingerprint(common=self._common, parts=method.identity, amount=self._amount(key, share), seed=seed)
 
     def _amount(self, key: str, share: float | None) -> dict:
         setting = self.profile.settings[key]
@@ -175,7 +180,9 @@ class Bench:
         """The row of this fingerprint: read, or measured and written."""
         if (row := self._read(made_by)) is not None:
             return row
-        row = measured().model_copy(update={"commit": commit(), "date": date.today().isoformat()})
+        made = {"commit": commit(), "date": date.today().isoformat()}
+        made["machine"] = f"{device_name(find_device(self.profile.device))}, torch {torch.__version__}"
+        row = measured().model_copy(update=made)
         write_text(self._path(made_by), row.model_dump_json(indent=1) + "\n")
         return row
 
@@ -232,6 +239,13 @@ class Bench:
             similarity = layer_similarities(self._model, samples, progress=self.progress)
             self._drawn[seed] = samples, similarity, time.perf_counter() - start
         return self._drawn[seed]
+
+    def _tuned(self, pruned, recipe: Recipe, seed: int):
+        """Trained on what follows in the texts that the calibration samples are drawn from."""
+        from slimllm_nb.tuning import tune  # imports peft, which others need not wait for
+
+        blocks = token_blocks(self._texts, self._tokenizer, self.protocol.length)
+        return tune(pruned, [(one, one) for one in blocks], recipe=recipe, seed=seed, progress=self.progress)
 
     def _perplexity(self, model) -> dict[str, float]:
         return {corpus: perplexity(model, blocks, progress=False) for corpus, blocks in self._blocks.items()}

@@ -74,12 +74,12 @@ def usable(kept: Kept | None, group: Group, bench: Bench) -> list[Row]:
     before = kept and kept.groups.get(group.name)
     if not before or before.protocol != bench.protocol:
         return []
-    wanted = {name: digest(parts=method.parts) for name, method in group.named_methods().items()}
+    wanted = {name: digest(parts=method.identity) for name, method in group.named_methods().items()}
     same = {BASELINE}
     for one in kept.methods[group.name]:
         with suppress(PartError):  # a part that there is no more
             method = as_method(one)
-            same |= {method.name} if wanted.get(method.name) == digest(parts=method.parts) else set()
+            same |= {method.name} if wanted.get(method.name) == digest(parts=method.identity) else set()
     return [row for row in before.rows if row.method in same & wanted.keys()]
 
 

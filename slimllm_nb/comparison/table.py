@@ -17,8 +17,8 @@ VERDICTS = {1: "higher", -1: "lower", 0: "inconclusive"}
 
 
 class Row(BaseModel):
-    """One method at one setting with one seed. Seconds: of the pruning, with similarities where it asks for them.
-    commit, date: when it was measured."""
+    """One method at one setting with one seed. Seconds: of the pruning, with similarities where it asks for them, and
+    of the training. commit, date, machine: with what, when and where it was measured."""
 
     method: str
     setting: str = ""
@@ -31,6 +31,7 @@ class Row(BaseModel):
     seconds: float = 0.0
     commit: str | None = None
     date: str | None = None
+    machine: str | None = None
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Comparison:
     def frame(self) -> pd.DataFrame:
         """A line for every row and corpus, and whether the samples come from that corpus."""
         return pd.DataFrame(
-            row.model_dump(exclude={"perplexity", "commit", "date"})
+            row.model_dump(exclude={"perplexity", "commit", "date", "machine"})
             | {"corpus": corpus, "calibrated": self.protocol.calibrated(corpus), "perplexity": value}
             for row in self.rows
             for corpus, value in row.perplexity.items()

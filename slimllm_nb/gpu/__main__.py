@@ -24,7 +24,7 @@ import torch
 import transformers
 
 from slimllm_nb.command import command
-from slimllm_nb.devices import find_device, nvidia_card
+from slimllm_nb.devices import device_name, find_device, nvidia_card
 from slimllm_nb.files import ROOT, commit, write_text
 from slimllm_nb.gpu.parts import Asked, disk, embedded, equal, large, notebooks, release, speed
 
@@ -35,7 +35,7 @@ def machine(device: torch.device) -> dict:
     """What the figures belong to."""
     free, total = torch.accelerator.get_memory_info(device)
     return {
-        "card": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "card": device_name(device),
         "driver": card[1] if (card := nvidia_card()) else None,
         "GB": round(total / 1e9, 1),
         "free GB": round(free / 1e9, 1),

@@ -20,9 +20,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from pydantic import ValidationError
 
 from slimllm_nb.methods.checked import PartError, checked_choice
 from slimllm_nb.methods.statistics import STATISTICS
+from slimllm_nb.recipe import Recipe
 
 KINDS = tuple(STATISTICS)
 
@@ -47,7 +49,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Method:
-    """A pruning method: how heads and channels are scored and chosen, the ratios of layers, the recovery."""
+    """A pruning method: how heads and channels are scored and chosen, the ratios of layers, the recovery; and how the
+    pruned model is trained afterwards, where it is: compare() does that (see also tuning.tune)."""
 
     name: str
     head_score: Part
@@ -56,10 +59,16 @@ class Method:
     channel_selection: Part
     allocation: Part
     recovery: Part
+    tuning: Recipe | None = None
 
     @property
     def parts(self) -> list[Part]:
-        return [getattr(self, one.name) for one in fields(self) if one.name != "name"]
+        return [part for one in fields(self) if isinstance(part := getattr(self, one.name), Part)]
+
+    @property
+    def identity(self) -> list:
+        """All that decides what comes out; the name does not."""
+        return [*self.parts, self.tuning] if self.tuning else self.parts
 
     @property
     def head_parts(self) -> list[Part]:
@@ -172,9 +181,9 @@ def registered_parts(function: Callable) -> list[Part]:
 def as_method(wanted: MethodLike) -> Method:
     """A method by its name ("slimllm", "flap"), or by what it changes: {"channel_score": "wanda_sp", "recovery": mine}.
 
-    A mapping may also hold "base" (the method that is changed; default: slimllm) and "name" (default: says what is
-    changed). A part is a name, a function, or {"name": ..., option: value, ...}. A function that was registered as a
-    part stands for SlimLLM with that part.
+    A mapping may also hold "base" (the method that is changed; default: slimllm), "name" (default: says what is
+    changed) and "tuning" (the fields of a Recipe). A part is a name, a function, or {"name": ..., option: value, ...}.
+    A function that was registered as a part stands for SlimLLM with that part.
     Raises: PartError for an unknown method, kind or part, with what is allowed.
     """
     if isinstance(wanted, Method):
@@ -184,14 +193,18 @@ def as_method(wanted: MethodLike) -> Method:
     if callable(wanted):
         wanted = {part.kind: part for part in registered_parts(wanted)}
     changed = dict(wanted)
-    base, name = changed.pop("base", "slimllm"), changed.pop("name", None)
+    base, name, tuning = changed.pop("base", "slimllm"), changed.pop("name", None), changed.pop("tuning", None)
+    try:
+        recipe = None if tuning is None else Recipe.model_validate(tuning)
+    except ValidationError as error:
+        raise PartError(f"tuning of a method: {error}") from error
     if unknown := set(changed) - set(KINDS):
-        allowed = listed(["name", "base", *KINDS])
+        allowed = listed(["name", "base", "tuning", *KINDS])
         raise PartError(f"a method has no {listed(sorted(map(str, unknown)))}; allowed: {allowed}")
     parts = {kind: find_part(kind, one) for kind, one in (find_method("slimllm") | find_method(base) | changed).items()}
     if name is None:
-        name = ", ".join([base, *(f"{kind}={_short(parts[kind])}" for kind in changed)])
-    return Method(name, **parts)
+        name = ", ".join([base, *(f"{kind}={_short(parts[kind])}" for kind in changed), *(["tuned"] if recipe else [])])
+    return Method(name, **parts, tuning=recipe)
 
 
 def find_method(name: str) -> dict[str, object]:

@@ -28,6 +28,10 @@ class Settings:
     activation_bytes: int | None = None
     gradients: list[dict[str, Tensor]] | None = None
 
+    def __post_init__(self):
+        if self.method.tuning is not None:
+            raise ValueError(f"method {self.method.name} is trained after pruning: prune without, then tuning.tune()")
+
 
 class Sublayer:
     """What attention and MLP have in common. `batches` are their inputs on the residual stream; `count` heads or

@@ -1,0 +1,29 @@
+"""How a pruned model is trained (tuning.py): settings alone, so that a profile can be read without PyTorch."""
+
+from pydantic import Field
+
+from slimllm_nb.settings import Settings
+
+
+class Recipe(Settings):
+    """LoRA as in the paper's rows "w/ tune". Its section 5.1 names epochs, learning_rate and batch_size (the authors'
+    script: 16); rank (their script: 4), alpha, dropout, samples held out and warm-up are those of LLM-Pruner's script,
+    which both follow.
+
+    samples: how many are drawn to be trained on (None: all others); held_out: to measure the validation loss on.
+    batch_size: samples a step; at_once: how many of them are computed at a time. warmup: share of the steps in which
+    the learning rate rises; then it falls in a straight line to 0. evaluations: how often the validation loss is
+    measured; the weights with the lowest are those that are kept.
+    """
+
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16, gt=0)
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    epochs: float = Field(default=2, gt=0)
+    samples: int | None = Field(default=None, ge=1)
+    held_out: int = Field(default=2000, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    at_once: int = Field(default=16, ge=1)
+    warmup: float = Field(default=0.06, ge=0, lt=1)
+    evaluations: int = Field(default=10, ge=1)
