@@ -7,6 +7,7 @@ METHODS ?= slimllm,flap,obs_ridge
 SEEDS ?= 5
 COMPARE ?=
 SWEEP ?=
+TUNE ?=
 OPTIONS ?=
 NOTEBOOKS ?= notebooks
 # A profile's run folder: its name, that of its file, is one that make can work with.
@@ -25,7 +26,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup reproduce quick test check compare ablations zeroshot gguf lab notebooks reference bench gpu results course sentencepiece assignments grade lint lock clean
+.PHONY: help setup reproduce quick test check tune compare ablations zeroshot gguf lab notebooks reference bench gpu results course sentencepiece assignments grade lint lock clean
 
 help: ## list these targets
 	@echo "make TARGET, with the environment $(ENVIRONMENT):"
@@ -56,6 +57,9 @@ test: lint ## lint, then all tests, the notebooks' outputs among them
 check: setup ## run a profile's executed notebooks again on a copy and compare the checked cells [PROFILE=embedded]
 	$(PYTHON) -m slimllm_nb.reproduce.check --profile "$(PROFILE)"
 
+tune: setup ## train the pruned models of a run by LoRA, merge, save beside them; goes on where it stopped [PROFILE=embedded TUNE="--settings 20"]
+	$(PYTHON) -m slimllm_nb.reproduce.tune --profile "$(PROFILE)" $(TUNE)
+
 compare: setup ## compare methods at equal numbers of parameters [METHODS=slimllm,flap PROFILE=embedded SEEDS=5 COMPARE=--help]
 	$(PYTHON) -m slimllm_nb.comparison --profile "$(PROFILE)" --methods "$(METHODS)" --seeds $(SEEDS) $(COMPARE)
 
@@ -82,7 +86,7 @@ reference: setup ## keep the numbers of the embedded profile's run as those that
 bench: setup ## time and memory of pruning, beside what they cannot be below [PARTS=prune,layer,literal,growth]
 	$(PYTHON) tools/bench.py $(if $(PARTS),--parts $(PARTS))
 
-gpu: setup ## prove this machine's GPU, without the internet [PARTS=equal,embedded,notebooks,large,disk,speed]
+gpu: setup ## prove this machine's GPU, without the internet [PARTS=equal,embedded,notebooks,large,disk,speed,training]
 	$(PYTHON) -m slimllm_nb.gpu $(if $(PARTS),--parts $(PARTS))
 
 results: setup ## write the tables of docs/results.md from what data/ keeps

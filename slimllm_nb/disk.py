@@ -24,7 +24,7 @@ from slimllm_nb.checks import require_fitting, require_ids, require_llama
 from slimllm_nb.devices import find_device, in_batches
 from slimllm_nb.evaluation.perplexity import negative_log_likelihood, perplexity_from_nll
 from slimllm_nb.export.checkpoint import require_free, save_checkpoint
-from slimllm_nb.files import expanded, replacing, require_room, write_text
+from slimllm_nb.files import begun, expanded, replacing, require_room, write_text
 from slimllm_nb.fingerprint import digest
 from slimllm_nb.methods import MethodLike, as_method
 from slimllm_nb.methods.gradients import gradient_names
@@ -104,12 +104,7 @@ class StoredLayers(Layers):
 
     def __init__(self, stored: StoredModel, batch_size: int, folder: Path, key: str):
         super().__init__(stored.skeleton, batch_size)
-        self.stored, self.folder = stored, folder
-        path = folder / "key.txt"
-        if folder.is_dir() and not (path.is_file() and path.read_text(encoding="utf-8") == key):
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, key)
+        self.stored, self.folder = stored, begun(folder, key)
         self.layer, self.embed = stored.layer, stored.embed
 
     def begun(self, walk: str) -> tuple[int, Tensor | None]:

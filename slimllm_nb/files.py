@@ -51,6 +51,16 @@ def require_room(folder: Path, size: int) -> None:
         )
 
 
+def begun(folder: Path, key: str) -> Path:
+    """A folder of work to go on with: emptied where it was begun with another key (all that decides the result)."""
+    path = folder / "key.txt"
+    if folder.is_dir() and not (path.is_file() and path.read_text(encoding="utf-8") == key):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, key)
+    return folder
+
+
 def commit() -> str | None:
     """The commit that the repository is at; None where there is none, or no git."""
     asked = ["git", "rev-parse", "--short", "HEAD"]

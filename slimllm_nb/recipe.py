@@ -4,6 +4,8 @@ from pydantic import Field
 
 from slimllm_nb.settings import Settings
 
+IGNORED = -100  # a label that the loss leaves out
+
 
 class Recipe(Settings):
     """LoRA as in the paper's rows "w/ tune". Its section 5.1 names epochs, learning_rate and batch_size (the authors'
@@ -27,3 +29,16 @@ class Recipe(Settings):
     at_once: int = Field(default=16, ge=1)
     warmup: float = Field(default=0.06, ge=0, lt=1)
     evaluations: int = Field(default=10, ge=1)
+
+
+class Tuning(Settings):
+    """What a profile's pruned models are trained on, and how.
+
+    instructions: a hub id (or a folder laid out like one) of rows with instruction, input and output, at `revision`;
+    None: the texts that are calibrated on, for their next tokens. length: tokens of a sample at most.
+    """
+
+    instructions: str | None = None
+    revision: str | None = None
+    length: int = Field(default=256, ge=2)
+    recipe: Recipe = Recipe()

@@ -5,30 +5,34 @@ W + alpha / rank * B A takes its place. B begins as zero, so training begins at 
 trained. Merged, the model has the sizes it had: it is saved, exported and pruned again like any other.
 """
 
-import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from jaxtyping import Int
-from peft import LoraConfig, PeftModel, get_peft_model
 from pydantic import BaseModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
 
 from slimllm_nb import checks
-from slimllm_nb.files import write_text
+from slimllm_nb.files import begun
 from slimllm_nb.fingerprint import digest
 from slimllm_nb.llama import PROJECTIONS
 from slimllm_nb.progress import bar as progress_bar
-from slimllm_nb.recipe import Recipe
+from slimllm_nb.recipe import IGNORED, Recipe
+from slimllm_nb.sources.packages import needing_extra
 
-IGNORED = -100  # a label that the loss leaves out
+with needing_extra("tuning", "training a pruned model"):
+    from peft import LoraConfig, PeftModel, get_peft_model
+
 Sample = tuple[Int[Tensor, "length"], Int[Tensor, "length"]]  # token ids; labels, IGNORED where no loss is wanted
 
 
@@ -70,15 +74,15 @@ def tune(
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
     held_out = [samples[index] for index in order[: recipe.held_out]]
     train = [samples[index] for index in order[recipe.held_out :][: recipe.samples]]
-    with tempfile.TemporaryDirectory() as nowhere:
+    with tempfile.TemporaryDirectory() as nowhere, _quiet():
         weights = [one.double().sum().item() for one in model.parameters()]
-        place = _begun(
-            Path(folder or nowhere), digest(weights=weights, data=[train, held_out], recipe=recipe, seed=seed)
-        )
+        key = digest(weights=weights, data=[train, held_out], recipe=recipe, seed=seed)
+        place = begun(Path(folder or nowhere), key)
         set_seed(seed)
         names = [name for projections in PROJECTIONS.values() for name in projections.values()]
         options = {"r": recipe.rank, "lora_alpha": recipe.alpha, "lora_dropout": recipe.dropout}
         adapted = get_peft_model(model, LoraConfig(target_modules=names, task_type="CAUSAL_LM", **options))
+        adapted.peft_config["default"].base_model_name_or_path = None  # else peft asks the hub for its vocabulary
         try:
             report = _train(adapted, train, held_out, _arguments(model, recipe, place, seed), recipe, progress)
             adapted.merge_and_unload()
@@ -100,15 +104,14 @@ def _arguments(model: LlamaForCausalLM, recipe: Recipe, folder: Path, seed: int)
         per_device_train_batch_size=at_once,
         per_device_eval_batch_size=at_once,
         gradient_accumulation_steps=max(recipe.batch_size // at_once, 1),
-        fp16=model.dtype == torch.float16,
-        bf16=model.dtype == torch.bfloat16,
+        fp16=model.dtype == torch.float16,  # scales the loss; bfloat16 needs none, and A and B are float32 in any case
         activation_checkpointing=not here,
         use_cpu=here,
         seed=seed,
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        dataloader_pin_memory=not here,
+        dataloader_pin_memory=False,
         remove_unused_columns=False,
         metric_for_best_model="eval_loss",
         **evaluated,
@@ -143,6 +146,19 @@ def collate(samples: Sequence[Sample]) -> dict[str, Int[Tensor, "samples length"
     return {"input_ids": pad_sequence(ids, batch_first=True), "labels": padded, "attention_mask": mask}
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what peft and the Trainer say of themselves."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(before)
+
+
 class _Bar(TrainerCallback):
     """Our progress bar in the place of the Trainer's."""
 
@@ -158,16 +174,6 @@ class _Bar(TrainerCallback):
 
     def on_train_end(self, args, state, control, **_):
         self.bar.close()
-
-
-def _begun(folder: Path, key: str) -> Path:
-    """The folder, emptied where it was begun with something else."""
-    path = folder / "key.txt"
-    if folder.is_dir() and not (path.is_file() and path.read_text(encoding="utf-8") == key):
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, key)
-    return folder
 
 
 def _check(model: LlamaForCausalLM, samples: Sequence[Sample], recipe: Recipe) -> None:
@@ -191,8 +197,9 @@ def _check(model: LlamaForCausalLM, samples: Sequence[Sample], recipe: Recipe) -
 
 
 def tuning_bytes(model: LlamaForCausalLM, recipe: Recipe, length: int) -> float:
-    """What training takes of an accelerator beside the model: every layer's input, one layer's activations, the logits
-    in float32 with their gradients, and 16 bytes for every number of A and B (themselves, gradient, Adam's moments)."""
+    """What training takes of an accelerator beside the model: every layer's input; one layer's activations, or the
+    logits in float32, their logarithms and gradients; and 16 bytes for every number of A and B (itself, its gradient,
+    Adam's moments). Within 15 % of what was counted on an H200 (data/gpu)."""
     config, tokens, size = model.config, min(recipe.at_once, recipe.batch_size) * length, model.dtype.itemsize
     projections = [
         module for layer in model.model.layers for module in layer.modules() if hasattr(module, "in_features")
@@ -200,4 +207,6 @@ def tuning_bytes(model: LlamaForCausalLM, recipe: Recipe, length: int) -> float:
     numbers = recipe.rank * sum(one.in_features + one.out_features for one in projections)
     hidden, channels = config.hidden_size, max(layer.mlp.down_proj.in_features for layer in model.model.layers)
     layer = 22 * hidden + 8 * channels
-    return tokens * (size * (config.num_hidden_layers * hidden + layer) + 14 * config.vocab_size) + 16 * numbers
+    return (
+        tokens * (size * config.num_hidden_layers * hidden + max(size * layer, 12 * config.vocab_size)) + 16 * numbers
+    )

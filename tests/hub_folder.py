@@ -75,6 +75,7 @@ def write_hub(folder: Path) -> None:
     (spoilt / "tokenizer.json").write_text(json.dumps(content))
     _write_texts(folder / "datasets")
     _write_questions(folder / "datasets")
+    _write_instructions(folder / "datasets")
 
 
 def _write_texts(folder: Path) -> None:
@@ -94,6 +95,15 @@ def _write_texts(folder: Path) -> None:
         {f"penn_treebank/{split}/0000.parquet": Dataset.from_dict({"sentence": sentences[start:]})
          for split, start in (("train", 0), ("validation", 0), ("test", 8))},
     )  # fmt: skip
+
+
+def _write_instructions(folder: Path) -> None:
+    sentences = [one.strip() for one in ". ".join(load_texts("news", "calibration")).split(". ") if 60 < len(one) < 150]
+    rows = [
+        {"instruction": f"Continue ({number}).", "input": one[:40] if number % 2 else "", "output": one[40:]}
+        for number, one in enumerate(sentences[:64])
+    ]
+    _write(folder / "yahma/alpaca-cleaned", {"data/train-00000-of-00001.parquet": Dataset.from_list(rows)})
 
 
 def _write_questions(folder: Path) -> None:

@@ -30,6 +30,7 @@ NOTEBOOKS = [
     "06_evaluation",
     "07_ablations",
     "08_your_own_method",
+    "09_fine_tuning",
 ]
 # Assembled from parts, so that this file does not name what it looks for.
 REGISTRY = re.compile(

@@ -13,8 +13,8 @@ from slimllm_nb.comparison.compare import Bench
 from slimllm_nb.llama import PROJECTIONS
 from slimllm_nb.methods import PartError, as_method
 from slimllm_nb.pruning import prune
-from slimllm_nb.recipe import Recipe
-from slimllm_nb.tuning import IGNORED, collate, tune
+from slimllm_nb.recipe import IGNORED, Recipe
+from slimllm_nb.tuning import collate, tune
 
 RECIPE = Recipe(learning_rate=2e-2, epochs=2, samples=24, held_out=8, batch_size=8, at_once=4, evaluations=2)
 OPTIONS = {"pruning_ratio": 0.4, "pruned_layers": 3, "alpha": 2.0, "progress": False}

@@ -205,7 +205,8 @@ def test_nothing_is_printed_and_nothing_changes(tiny, tokenizer, capsys):
 def test_kept_results_belong_to_the_profile_and_tell_models_apart():
     kept = json.loads((ROOT / "data" / "zeroshot" / "embedded.json").read_text(encoding="utf-8"))
     made_with = Profile.model_validate(kept["profile"])
-    assert made_with == load_profile("embedded"), "the profile has changed: run make zeroshot"
+    made_with, now = (one.model_dump(exclude={"tuning", "tune"}) for one in (made_with, load_profile("embedded")))
+    assert made_with == now, "the profile has changed: run make zeroshot"
     rows = {(row["model"], row["task"]): row for row in kept["rows"]}
     assert rows.keys() == {(model, task) for model in ("dense", "20", "50") for task in LOCAL}
     for task in LOCAL:

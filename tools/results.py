@@ -85,21 +85,25 @@ def gpu_table() -> str:
         return "*Not yet run on a GPU.*"
     newest = max(files, key=lambda one: one["date"])
     versions = ", ".join(f"{package} {number}" for package, number in newest["versions"].items())
-    rows = []
+    rows, faster = [], {}
     for part, found in newest["parts"].items():
+        if part == "speed" and "failed" not in found:
+            for name, (_, ratio) in ((name, one) for name, one in found.items() if isinstance(one, list)):
+                model, case = name.split(", batch ")
+                faster.setdefault(model, {"": model})[f"batch {case}"] = f"{ratio:.2f}"
+            continue
         for name, value in found.items():
             if value is not True or part != "equal":
                 rows.append({"part": part, "": name, "measured": _shown(value)})
     head = f"{newest['card']} ({newest['GB']} GB, driver {newest['driver']}), {versions}, {newest['date']}."
-    return f"{head}\n\n{markdown_table(rows)}"
+    speed = "Speed in float16, how often that of the dense model (above 1: faster; medians, paper Table 3):"
+    return "\n\n".join([head, markdown_table(rows), *([speed, markdown_table([*faster.values()])] if faster else [])])
 
 
 def _shown(value: object) -> str:
-    """A figure to four digits; of speed, the median and how often that of the dense model."""
+    """A figure to four digits."""
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_shown(one)}" for key, one in value.items())
-    if isinstance(value, list) and len(value) == 2:
-        return f"{_shown(value[0])}, {value[1]:.2f} times as fast as dense"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -5,7 +5,8 @@ embedded    the embedded model at both settings in three dtypes: what is kept, p
 notebooks   00 to 06 on the GPU, through papermill where it is installed, else their cells one after the other
 large       random weights in LLaMA-7B's shape: forward pass, prune() by four methods, bit for bit twice, memory
 disk        prune_checkpoint() of eight such layers with 6 GiB of the GPU
-speed       prefill and decoding of that shape, dense and pruned by 20 and 50 % (paper Table 3)
+speed       prefill and decoding of that shape, dense and pruned by 20 and 50 % (paper Table 3), widths in multiples
+training    LoRA on that shape, pruned by 20 %: tokens per second, memory
 
 A line of JSON for every part, and all of it in data/gpu/<card>.json, which docs/results.md shows (make results). A part
 that fails does not stop the others; parts measured by the same versions and commit stay. --small: tiny shapes.
@@ -26,9 +27,9 @@ import transformers
 from slimllm_nb.command import command
 from slimllm_nb.devices import device_name, find_device, nvidia_card
 from slimllm_nb.files import ROOT, commit, write_text
-from slimllm_nb.gpu.parts import Asked, disk, embedded, equal, large, notebooks, release, speed
+from slimllm_nb.gpu.parts import Asked, disk, embedded, equal, large, notebooks, release, speed, training
 
-PARTS = {one.__name__: one for one in (equal, embedded, notebooks, large, disk, speed)}
+PARTS = {one.__name__: one for one in (equal, embedded, notebooks, large, disk, speed, training)}
 
 
 def machine(device: torch.device) -> dict:

@@ -20,13 +20,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from slimllm_nb import calibration, evaluation, pruning, sources
 from slimllm_nb.disk import prune_checkpoint
-from slimllm_nb.evaluation.speed import measure_speed
+from slimllm_nb.evaluation.speed import FIRST_TOKEN, measure_speed
 from slimllm_nb.files import ROOT
 from slimllm_nb.methods import method_names
+from slimllm_nb.recipe import Recipe
 from slimllm_nb.reproduce.profiles import load_profile
+from slimllm_nb.tuning import tune, tuning_bytes
 
 TINY = {"vocab_size": 101, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 4, "head_dim": 4}
 TINY |= {"num_attention_heads": 8, "initializer_range": 0.15, "pad_token_id": 2}
+TINY_RECIPE = Recipe(samples=8, held_out=4, batch_size=4, at_once=4, epochs=1, evaluations=1)
 LIMIT = 6 << 30  # bytes of the GPU that pruning from disk may take
 CELLS = """
 import json, sys
@@ -210,10 +213,35 @@ def speed(asked: Asked) -> dict:
         name = f"{percent} %" if multiple == 1 else f"{percent} %, channels in multiples of {multiple}"
         built[name] = pruning.prune(built["dense"], ids, **options)[0]
         release()
-    small = {"batch_sizes": (2,), "prompt_length": 8, "new_tokens": 4, "repeats": 1}
-    options = small if asked.small else {"batch_sizes": (1, 8), "prompt_length": 256, "new_tokens": 64, "repeats": 3}
-    table = measure_speed(built, **options, progress=False)
-    return {f"{row.model}, batch {row.batch}, {row.measure}": [row.median, row[-1]] for row in table.itertuples()}
+    found, cases = {}, ((8, (2,), 4),) if asked.small else ((256, (1, 8), 12), (2000, (8,), 2))
+    for length, sizes, new in cases:
+        options = {"prompt_length": length, "batch_sizes": sizes, "new_tokens": new, "repeats": 1 if asked.small else 5}
+        for row in measure_speed(built, **options, progress=False).itertuples():
+            if new > 2 or row.measure == FIRST_TOKEN:
+                found[f"{row.model}, batch {row.batch}, {length} tokens, {row.measure}"] = [row.median, row[-1]]
+    return found
+
+
+def training(asked: Asked) -> dict:
+    """LoRA on that shape pruned by 20 %, widths as they come and in multiples: seconds, tokens, what it takes beside
+    the model and what was said before."""
+    found, dense, ids = {}, asked.model(torch.float16), asked.samples()
+    length, recipe = (
+        (10, TINY_RECIPE) if asked.small else (256, Recipe(samples=128, held_out=16, epochs=1, evaluations=1))
+    )
+    tokens = torch.randint(3, dense.config.vocab_size, (recipe.samples + recipe.held_out, length))
+    for multiple in (1, 8 if asked.small else 64):
+        options = asked.amount("20") | {"channel_multiple": multiple, "progress": False}
+        model = pruning.prune(dense, ids, **options)[0]
+        before, said = torch.accelerator.memory_allocated(), tuning_bytes(model, recipe, length)
+        run = partial(tune, model, [(one, one) for one in tokens], recipe=recipe, progress=False)
+        (_, report), line = measured(run)
+        line["GB beside the model"] = round(line.pop("peak GB") - before / 1e9, 2)
+        line |= {"as estimated": round(said / 1e9, 2), "tokens per second": round(report.tokens / report.seconds)}
+        found[f"channels in multiples of {multiple}"] = line
+        del model
+        release()
+    return found
 
 
 def release() -> None:

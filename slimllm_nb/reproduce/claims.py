@@ -2,8 +2,8 @@
 
 A run compares three things with a row of a table: perplexity on a corpus (column `<corpus>_ppl`), zero-shot accuracy on
 a task (column of its name, in percent) and their `average`; and the share of the parameters that is removed. Each
-number has the tolerance of its kind. Fine-tuned rows are not measured here and stay "not run". Where the paper has no
-row for a model, every verdict says so.
+number has the tolerance of its kind. Fine-tuned rows are notebook 09's, "not run" unless it trains. Where the paper has
+no row for a model, every verdict says so.
 """
 
 import csv
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # pandas takes seconds to import, which would be spent on fin
 
 PAPER = ROOT / "data" / "paper"
 CLAIMS = PAPER / "claims.yaml"
-NOTEBOOK = "06_evaluation"  # where published numbers are judged
+NOTEBOOK, TUNED = "06_evaluation", "09_fine_tuning"  # where published numbers are judged
 NO_ROW = "no published row for this model"
 NAMES = {"wikitext2": "WikiText-2", "ptb": "PTB", "average": "the average of all tasks"}
 
@@ -33,8 +33,8 @@ class PaperError(ValueError):
 
 
 class Swept(BaseModel):
-    """In `group` of data/ablations/plan.yaml, at `setting`, the perplexity of `method` is higher than SlimLLM's in the
-    group `against` (None: in the same).
+    """In `group` of data/ablations/plan.yaml, at `setting`, the perplexity of `method` is higher (`lower`: lower) than
+    SlimLLM's in the group `against` (None: in the same).
 
     Over the seeds of the kept sweep, per seed the mean over all corpora (differences.kept_difference).
     """
@@ -45,6 +45,7 @@ class Swept(BaseModel):
     setting: str
     method: str
     against: str | None = None
+    lower: bool = False
 
 
 class Claim(BaseModel):
@@ -206,7 +207,7 @@ def _described(column: str) -> tuple[str, str]:
 
 
 def metric(key: str, column: str) -> str:
-    """The name under which notebook 06 saves the number of a table's column; key: "dense", "20" or "20-tuned"."""
+    """The name under which a notebook saves the number of a table's column; key: "dense", "20" or "20-tuned"."""
     key = key.replace("-", "_")
     if column.endswith("_ppl"):
         model = key if key == "dense" else f"{key.removesuffix('_tuned')}_slimllm"
@@ -227,7 +228,7 @@ def _without_rows(profile: Profile) -> Iterator[Claim]:
 def _claim(profile, name, claim, paper, left, right, kind, expected) -> Claim:
     return Claim(
         id=f"{profile.name}-{name}",
-        notebook=NOTEBOOK,
+        notebook=TUNED if "_tuned" in left else NOTEBOOK,
         claim=claim,
         source=profile.published.source if profile.published else "-",
         paper=paper,

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from slimllm_nb.corpora import EMBEDDED_CORPORA, NEVER_CALIBRATED, CorpusError, TextSource, find_corpus
 from slimllm_nb.files import ROOT
+from slimllm_nb.recipe import Tuning
 from slimllm_nb.settings import Settings, read_validated
 
 PROFILES = ROOT / "data" / "profiles"
@@ -113,6 +114,7 @@ class Profile(Settings):
     "cuda:1". dtype: of the weights ("auto": the checkpoint's own). split_special_tokens: see sources.load_tokenizer.
     texts: corpora of your own by name. method: a name or a mapping of parts (methods.as_method), for all settings that
     name no other; parts: Python files of your own that register some, run when the profile is loaded.
+    tuning: how pruned models are trained (`make tune`); tune: whether a run does so (notebook 09).
     """
 
     name: str = Field(pattern=r"^[\w.-]+$")
@@ -131,6 +133,8 @@ class Profile(Settings):
     zeroshot: ZeroShot | None = None
     settings: dict[Annotated[str, Field(pattern=r"^\d+(\.\d+)?$")], Setting] = Field(min_length=1)
     published: Published | None = None
+    tuning: Tuning | None = None
+    tune: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -156,6 +160,8 @@ class Profile(Settings):
                 f"{', '.join(both)} is calibrated on and evaluated on: name two corpora (the embedded ones are split "
                 "into halves by document)"
             )
+        if self.tune and self.tuning is None:
+            raise ValueError("tune is true, but tuning does not say how")
         checkpoints = [setting.checkpoint for setting in self.settings.values()]
         if len(set(checkpoints)) < len(checkpoints):
             raise ValueError(f"each setting needs a checkpoint folder of its own; found {', '.join(checkpoints)}")

@@ -80,8 +80,9 @@ def dense_is_off(folder: Path) -> bool:
 def _verdict(claim: Claim, metrics: dict[str, float], profile: str, off: bool = False) -> Verdict:
     compared, left, right, found = isinstance(claim.right, str), None, None, None
     if claim.swept is not None:  # about methods: from the sweep that is kept for this profile
-        found = kept_difference(profile, **claim.swept.model_dump())
-        kind = NOT_RUN if found is None else {1: HOLDS, -1: FAILS, 0: CLOSE}[found.sign]
+        found = kept_difference(profile, **claim.swept.model_dump(exclude={"lower"}))
+        claimed = -1 if claim.swept.lower else 1
+        kind = NOT_RUN if found is None else {1: HOLDS, -1: FAILS, 0: CLOSE}[claimed * found.sign]
     else:
         left = metrics.get(claim.left)
         right = metrics.get(claim.right) if compared else claim.right
