@@ -1,6 +1,6 @@
 """How a pruned model is trained (tuning.py): settings alone, so that a profile can be read without PyTorch."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from slimllm_nb.settings import Settings
 
@@ -29,6 +29,12 @@ class Recipe(Settings):
     at_once: int = Field(default=16, ge=1)
     warmup: float = Field(default=0.06, ge=0, lt=1)
     evaluations: int = Field(default=10, ge=1)
+
+    @model_validator(mode="after")
+    def _whole_batches(self):
+        if self.at_once < self.batch_size and self.batch_size % self.at_once:
+            raise ValueError(f"at_once is {self.at_once}; allowed: what divides batch_size, {self.batch_size}, or more")
+        return self
 
 
 class Tuning(Settings):

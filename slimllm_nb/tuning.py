@@ -7,33 +7,23 @@ trained. Merged, the model has the sizes it had: it is saved, exported and prune
 
 import tempfile
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
 from pydantic import BaseModel
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import logging
+from transformers import LlamaForCausalLM, set_seed
 
-from slimllm_nb import checks
+from slimllm_nb import checks, trainer
 from slimllm_nb.files import begun
 from slimllm_nb.fingerprint import digest
 from slimllm_nb.llama import PROJECTIONS
-from slimllm_nb.progress import bar as progress_bar
 from slimllm_nb.recipe import IGNORED, Recipe
 from slimllm_nb.sources.packages import needing_extra
+from slimllm_nb.trainer import Sample
 
 with needing_extra("tuning", "training a pruned model"):
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-Sample = tuple[Int[Tensor, "length"], Int[Tensor, "length"]]  # token ids; labels, IGNORED where no loss is wanted
+    from peft import LoraConfig, get_peft_model
 
 
 class TuningReport(BaseModel):
@@ -69,12 +59,12 @@ def tune(
     samples, and some that are longer than the model's limit; where the accelerator has too little memory left. All
     before training begins.
     """
-    recipe = recipe or Recipe()
+    start, recipe = time.perf_counter(), recipe or Recipe()
     _check(model, samples, recipe)
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
     held_out = [samples[index] for index in order[: recipe.held_out]]
     train = [samples[index] for index in order[recipe.held_out :][: recipe.samples]]
-    with tempfile.TemporaryDirectory() as nowhere, _quiet():
+    with tempfile.TemporaryDirectory() as nowhere, trainer.quiet():
         weights = [one.double().sum().item() for one in model.parameters()]
         key = digest(weights=weights, data=[train, held_out], recipe=recipe, seed=seed)
         place = begun(Path(folder or nowhere), key)
@@ -84,96 +74,24 @@ def tune(
         adapted = get_peft_model(model, LoraConfig(target_modules=names, task_type="CAUSAL_LM", **options))
         adapted.peft_config["default"].base_model_name_or_path = None  # else peft asks the hub for its vocabulary
         try:
-            report = _train(adapted, train, held_out, _arguments(model, recipe, place, seed), recipe, progress)
+            state = trainer.train(adapted, train, held_out, trainer.arguments_of(model, recipe, place, seed), progress)
             adapted.merge_and_unload()
         except BaseException:
             adapted.unload()
             raise
-    return model.eval(), report
-
-
-def _arguments(model: LlamaForCausalLM, recipe: Recipe, folder: Path, seed: int) -> TrainingArguments:
-    at_once, often, here = min(recipe.at_once, recipe.batch_size), 1 / recipe.evaluations, model.device.type == "cpu"
-    evaluated = {"eval_strategy": "steps", "eval_steps": often, "eval_on_start": True}
-    kept = {"save_strategy": "steps", "save_steps": often, "save_total_limit": 1, "load_best_model_at_end": True}
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=recipe.epochs,
-        learning_rate=recipe.learning_rate,
-        warmup_steps=recipe.warmup,
-        per_device_train_batch_size=at_once,
-        per_device_eval_batch_size=at_once,
-        gradient_accumulation_steps=max(recipe.batch_size // at_once, 1),
-        fp16=model.dtype == torch.float16,  # scales the loss; bfloat16 needs none, and A and B are float32 in any case
-        activation_checkpointing=not here,
-        use_cpu=here,
-        seed=seed,
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        remove_unused_columns=False,
-        metric_for_best_model="eval_loss",
-        **evaluated,
-        **kept,
-    )
-
-
-def _train(adapted: PeftModel, train, held_out, arguments, recipe: Recipe, progress: bool) -> TuningReport:
-    start, sets = time.perf_counter(), {"train_dataset": train, "eval_dataset": held_out, "data_collator": collate}
-    trainer = Trainer(adapted, arguments, **sets, callbacks=[_Bar(progress)])
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(arguments.output_dir))
-    losses = {one["step"]: one["eval_loss"] for one in trainer.state.log_history if "eval_loss" in one}
+    losses = {one["step"]: one["eval_loss"] for one in state.log_history if "eval_loss" in one}
     counted = sum(int((labels[1:] != IGNORED).sum()) for _, labels in train)
-    return TuningReport(
+    report = TuningReport(
         recipe=recipe,
         samples=len(train),
         tokens=round(counted * recipe.epochs),
-        steps=trainer.state.global_step,
+        steps=state.global_step,
         before=losses.pop(0),
         validation=losses,
         best_step=min(losses, key=losses.get),
         seconds=round(time.perf_counter() - start, 1),
     )
-
-
-def collate(samples: Sequence[Sample]) -> dict[str, Int[Tensor, "samples length"]]:
-    """A batch, padded on the right."""
-    ids, labels = zip(*samples, strict=True)
-    mask = pad_sequence([torch.ones_like(one) for one in ids], batch_first=True)
-    padded = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
-    return {"input_ids": pad_sequence(ids, batch_first=True), "labels": padded, "attention_mask": mask}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what peft and the Trainer say of themselves."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        logging.set_verbosity(before)
-
-
-class _Bar(TrainerCallback):
-    """Our progress bar in the place of the Trainer's."""
-
-    def __init__(self, progress: bool):
-        self.progress = progress
-
-    def on_train_begin(self, args, state, control, **_):
-        options = {"total": state.max_steps, "initial": state.global_step, "progress": self.progress}
-        self.bar = progress_bar(desc="LoRA", unit="step", **options)
-
-    def on_step_end(self, args, state, control, **_):
-        self.bar.update()
-
-    def on_train_end(self, args, state, control, **_):
-        self.bar.close()
+    return model.eval(), report
 
 
 def _check(model: LlamaForCausalLM, samples: Sequence[Sample], recipe: Recipe) -> None:

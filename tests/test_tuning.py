@@ -14,7 +14,8 @@ from slimllm_nb.llama import PROJECTIONS
 from slimllm_nb.methods import PartError, as_method
 from slimllm_nb.pruning import prune
 from slimllm_nb.recipe import IGNORED, Recipe
-from slimllm_nb.tuning import collate, tune
+from slimllm_nb.trainer import collate
+from slimllm_nb.tuning import tune
 
 RECIPE = Recipe(learning_rate=2e-2, epochs=2, samples=24, held_out=8, batch_size=8, at_once=4, evaluations=2)
 OPTIONS = {"pruning_ratio": 0.4, "pruned_layers": 3, "alpha": 2.0, "progress": False}
@@ -120,6 +121,8 @@ def test_refusals(pruned):
     for one, some, recipe, message in cases:
         with pytest.raises(ValueError, match=message):
             tune(one, some, recipe=recipe, progress=False)
+    with pytest.raises(ValueError, match="at_once is 3; allowed: what divides batch_size, 8"):
+        Recipe(batch_size=8, at_once=3)
     with pytest.raises(PartError, match=r"(?s)tuning of a method: .*rank"):
         as_method({"tuning": {"rank": 0}})
     with pytest.raises(ValueError, match=r"slimllm, tuned is trained after pruning: prune without, then tuning\.tune"):

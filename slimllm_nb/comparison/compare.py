@@ -10,18 +10,17 @@ from pathlib import Path
 import torch
 
 from slimllm_nb.calibration import windows
-from slimllm_nb.comparison.protocol import Protocol, protocol_of
+from slimllm_nb.comparison.protocol import Protocol, named, protocol_of
 from slimllm_nb.comparison.table import Comparison, Row
 from slimllm_nb.corpora import find_corpus
 from slimllm_nb.devices import device_name, find_device
 from slimllm_nb.evaluation import count_parameters, perplexity, token_blocks
 from slimllm_nb.files import commit, write_text
 from slimllm_nb.fingerprint import digest, fingerprint
-from slimllm_nb.methods import Method, MethodLike, as_method
+from slimllm_nb.methods import Method, MethodLike
 from slimllm_nb.progress import bar as progress_bar
 from slimllm_nb.pruning import layer_similarities, prune
 from slimllm_nb.recipe import Recipe
-from slimllm_nb.reproduce.differences import BASELINE
 from slimllm_nb.reproduce.profiles import Profile, load_profile, run_folder
 from slimllm_nb.sources import load_model, load_texts, load_tokenizer
 
@@ -68,18 +67,6 @@ def compare(
             bar.set_postfix_str(f"{row.method}, {row.setting} %, seed {row.seed}", refresh=False)
             bar.update()
     return Comparison(bench.protocol, bench.dense(), rows)
-
-
-def named(methods: Sequence[MethodLike]) -> dict[str, Method]:
-    """The methods by name, SlimLLM first."""
-    found = {BASELINE: as_method(BASELINE)}
-    for method in map(as_method, methods):
-        if method.name == BASELINE and digest(parts=method.identity) == digest(parts=found[BASELINE].identity):
-            continue
-        if method.name in found:
-            raise ValueError(f"two methods are called {method.name!r}: give one another 'name'")
-        found[method.name] = method
-    return found
 
 
 @dataclass

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import Field, RootModel
 
-from slimllm_nb.comparison.compare import Bench, named
-from slimllm_nb.comparison.protocol import Protocol, protocol_of
+from slimllm_nb.comparison.compare import Bench
+from slimllm_nb.comparison.protocol import Protocol, named, protocol_of
 from slimllm_nb.methods import Method
 from slimllm_nb.reproduce.differences import KEPT
 from slimllm_nb.reproduce.profiles import Profile, load_profile

@@ -1,4 +1,4 @@
-"""What methods are calibrated and judged on when they are compared."""
+"""What is compared, and what it is calibrated and judged on."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -6,6 +6,9 @@ from typing import Annotated
 from pydantic import Field
 
 from slimllm_nb.corpora import EMBEDDED_CORPORA, NEVER_CALIBRATED, find_corpus
+from slimllm_nb.fingerprint import digest
+from slimllm_nb.methods import Method, MethodLike, as_method
+from slimllm_nb.reproduce.differences import BASELINE
 from slimllm_nb.reproduce.profiles import Profile
 from slimllm_nb.settings import Settings
 
@@ -64,3 +67,15 @@ def protocol_of(
         block_length=evaluation.block_length,
         max_tokens=evaluation.max_tokens,
     )
+
+
+def named(methods: Sequence[MethodLike]) -> dict[str, Method]:
+    """The methods by name, SlimLLM first."""
+    found = {BASELINE: as_method(BASELINE)}
+    for method in map(as_method, methods):
+        if method.name == BASELINE and digest(parts=method.identity) == digest(parts=found[BASELINE].identity):
+            continue
+        if method.name in found:
+            raise ValueError(f"two methods are called {method.name!r}: give one another 'name'")
+        found[method.name] = method
+    return found

@@ -49,8 +49,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Method:
-    """A pruning method: how heads and channels are scored and chosen, the ratios of layers, the recovery; and how the
-    pruned model is trained afterwards, where it is: compare() does that (see also tuning.tune)."""
+    """How heads and channels are scored and chosen, ratios, recovery; how compare() trains the pruned model, if so."""
 
     name: str
     head_score: Part
@@ -148,10 +147,8 @@ def make_part(kind: str, name: str, function: Callable, options: Mapping | None 
 
 
 def find_part(kind: str, wanted: str | Callable | Mapping | Part) -> Part:
-    """The part of this kind by its name, a function as it is, or {"name": ..., option: value, ...}.
-
-    Raises: PartError for an unknown name (lists the known ones).
-    """
+    """The part of this kind by its name, a function as it is, or {"name": ..., option: value, ...}. Raises: PartError
+    for an unknown name (lists the known ones)."""
     if isinstance(wanted, Part):
         return wanted
     if callable(wanted):
@@ -163,8 +160,8 @@ def find_part(kind: str, wanted: str | Callable | Mapping | Part) -> Part:
         wanted = options.pop("name", None)
     load_built_in()
     if (kind, wanted) not in _parts:
-        names = sorted(name for each, name in _parts if each == kind)
-        raise PartError(f"unknown {kind} {wanted!r}; allowed: {listed(names)}, or a function")
+        names = listed(sorted(name for each, name in _parts if each == kind))
+        raise PartError(f"unknown {kind} {wanted!r}; allowed: {names}, or a function")
     part = _parts[kind, wanted]
     return make_part(kind, part.name, part.function, options, part.adds_bias) if options else part
 

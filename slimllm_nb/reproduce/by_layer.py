@@ -15,7 +15,8 @@ from slimllm_nb.files import write_text
 from slimllm_nb.fingerprint import fingerprint
 from slimllm_nb.reproduce.claims import NOTEBOOK
 from slimllm_nb.reproduce.dense import ALLOW, line, load_inputs, not_as_published
-from slimllm_nb.reproduce.profiles import Profile, Setting, own_files
+from slimllm_nb.reproduce.profiles import Profile, own_files
+from slimllm_nb.reproduce.setting import Setting
 from slimllm_nb.reproduce.verdicts import WIDTHS, Verdict, judge, text_table
 
 FILE = "by_layer.json"

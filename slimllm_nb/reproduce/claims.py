@@ -172,8 +172,7 @@ def _published_claims(profile: Profile) -> Iterator[Claim]:
     for percent in profile.settings:
         row = _row(rows, profile, percent, "no", profile.published.method)
         yield from _row_claims(profile, row, percent, f"at {percent} %", expected=True)
-        if percent in profile.published.parameters_removed:
-            removed = profile.published.parameters_removed[percent]
+        if removed := profile.published.parameters_removed.get(percent):
             yield _claim(
                 profile,
                 f"{percent}-parameters",

@@ -18,7 +18,8 @@ from slimllm_nb.pruning.report import PruningReport
 from slimllm_nb.reproduce.profiles import Profile, ProfileError, load_profile, run_folder
 from slimllm_nb.sources import load_model, load_texts, load_tokenizer
 from slimllm_nb.sources.instructions import instruction_sample, load_instructions
-from slimllm_nb.tuning import Sample, TuningReport, tune
+from slimllm_nb.trainer import Sample
+from slimllm_nb.tuning import TuningReport, tune
 
 
 def training_samples(profile: Profile, tokenizer) -> list[Sample]:
