@@ -68,7 +68,7 @@ def test_an_unknown_table_is_refused():
 
 
 def test_every_claim_belongs_to_a_notebook_and_has_a_source():
-    written = read_validated(claims.CLAIMS, claims._Claims, PaperError).root
+    written = read_validated(claims.CLAIMS, claims.Claims, PaperError).root
     assert len(written) >= 15
     assert {claim.notebook for claim in written} == set(NOTEBOOKS)
     assert all(claim.source and claim.paper for claim in written)

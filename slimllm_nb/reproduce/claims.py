@@ -7,16 +7,16 @@ no row for a model, every verdict says so.
 """
 
 import csv
+import itertools
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
+from typing import TYPE_CHECKING
 
 from slimllm_nb.files import ROOT
+from slimllm_nb.reproduce.claim import Claim, Claims, PaperError, Tolerance, Tolerances
 from slimllm_nb.reproduce.profiles import Profile
-from slimllm_nb.settings import Settings, read_validated
+from slimllm_nb.settings import read_validated
 
 if TYPE_CHECKING:  # pandas takes seconds to import, which would be spent on finding that nothing is to do
     import pandas
@@ -28,117 +28,16 @@ NO_ROW = "no published row for this model"
 NAMES = {"wikitext2": "WikiText-2", "ptb": "PTB", "average": "the average of all tasks"}
 
 
-class PaperError(ValueError):
-    """A table that does not exist, an invalid claims.yaml, or a metric that is not a finite number."""
-
-
-class Swept(BaseModel):
-    """In `group` of data/ablations/plan.yaml, at `setting`, the perplexity of `method` is higher (`lower`: lower) than
-    SlimLLM's in the group `against` (None: in the same).
-
-    Over the seeds of the kept sweep, per seed the mean over all corpora (differences.kept_difference).
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    group: str
-    setting: str
-    method: str
-    against: str | None = None
-    lower: bool = False
-
-
-class Claim(BaseModel):
-    """One claim of the paper and how it is measured: `left` is less than, more than or within a tolerance of `right`.
-    Or, where it compares methods, a difference over seeds (`swept`): it holds when the interval lies on the claimed
-    side, and is inconclusive when the interval contains 0.
-
-    margin: relative to |right|. For less and more, what is closer than that is inconclusive; for within, it is
-    the tolerance, unless `absolute` gives one in the metric's own unit.
-    one_seed: the metrics come from one draw of calibration samples, which cannot show that a difference between methods
-    is more than chance: the verdict says so, and whether the difference is the claimed one.
-    right None: nothing was published to compare with.
-    profiles: those it applies to (None: all); expected: those whose run fails when it does not hold.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    id: str
-    notebook: str
-    claim: str
-    source: str
-    paper: str
-    left: str | None = None
-    right: str | float | None = None
-    relation: Literal["less", "more", "within"] | None = None
-    swept: Swept | None = None
-    margin: float | None = Field(default=None, ge=0)
-    absolute: float | None = Field(default=None, ge=0)
-    one_seed: bool = False
-    profiles: list[str] | None = None
-    expected: list[str] = []
-
-    @model_validator(mode="after")
-    def _one_tolerance(self):
-        measured = (self.left, self.relation, self.margin, self.absolute)
-        if self.swept is not None:
-            if any(one is not None for one in (*measured, self.right)):
-                raise ValueError("give either swept, or left, right, relation and a tolerance")
-            return self
-        if self.left is None or self.relation is None:
-            raise ValueError("give left, right and relation, or swept")
-        if (self.margin is None) == (self.absolute is None):
-            raise ValueError("give either margin (relative) or absolute")
-        if self.profiles is not None and not set(self.expected) <= set(self.profiles):
-            raise ValueError("expected names a profile that profiles does not")
-        return self
-
-    @property
-    def tolerance(self) -> str:
-        """As it is printed: the same on every machine."""
-        if self.swept is not None:
-            return "95 % interval"
-        if self.right is None:
-            return "-"
-        size = f"{self.absolute:g}" if self.margin is None else f"{100 * self.margin:g} %"
-        if not self.margin and not self.absolute:
-            return "exact" if self.relation == "within" else self.relation
-        return f"± {size}" if self.relation == "within" else f"{self.relation} by {size}"
-
-
-class _Claims(RootModel):
-    root: list[Claim]
-
-    @model_validator(mode="after")
-    def _unique(self):
-        ids = [claim.id for claim in self.root]
-        if twice := sorted({name for name in ids if ids.count(name) > 1}):
-            raise ValueError(f"these ids occur twice: {', '.join(twice)}")
-        return self
-
-
-class Tolerance(Settings):
-    """Relative (margin) or in the metric's own unit (absolute), and why."""
-
-    margin: float | None = None
-    absolute: float | None = None
-    why: str
-
-
-class _Tolerances(RootModel):
-    root: dict[str, Tolerance]
-
-
 @cache
 def tolerances() -> dict[str, Tolerance]:
     """By kind of metric: perplexity, accuracy, average, parameters."""
-    return read_validated(PAPER / "tolerances.yaml", _Tolerances, PaperError).root
+    return read_validated(PAPER / "tolerances.yaml", Tolerances, PaperError).root
 
 
 def load_claims(notebook: str, profile: Profile) -> list[Claim]:
     """The claims that this notebook judges under this profile: those of claims.yaml in its order, then the numbers that
     the paper publishes for the profile's model. Raises: PaperError for a table or a row that is not there."""
-    claims = [*read_validated(CLAIMS, _Claims, PaperError).root, *_published_claims(profile)]
+    claims = [*read_validated(CLAIMS, Claims, PaperError).root, *_published_claims(profile)]
     claims = [one for one in claims if one.profiles is None or profile.name in one.profiles]
     return [one for one in claims if one.notebook == notebook]
 
@@ -169,6 +68,8 @@ def _published_claims(profile: Profile) -> Iterator[Claim]:
         rows = list(csv.DictReader(stream))
     dense = _row(rows, profile, "0", "no", profile.published.dense)
     yield from _row_claims(profile, dense, "dense", "of the dense model", expected=True)
+    if profile.published.latency:
+        yield from _speed_claims(profile)
     for percent in profile.settings:
         row = _row(rows, profile, percent, "no", profile.published.method)
         yield from _row_claims(profile, row, percent, f"at {percent} %", expected=True)
@@ -185,6 +86,18 @@ def _published_claims(profile: Profile) -> Iterator[Claim]:
             )
         if tuned := [one for one in rows if _is(one, percent, "yes", profile.published.method)]:
             yield from _row_claims(profile, tuned[0], f"{percent}-tuned", f"at {percent} %, fine-tuned", expected=False)
+
+
+def _speed_claims(profile: Profile) -> Iterator[Claim]:
+    """How much faster than the dense model: the ratio is judged, since the paper's card was another one."""
+    seconds = published(profile.published.latency.table).set_index("ratio")
+    what = {"prefill": "To the first token", "decoding": "Generating"}
+    for percent, (name, told) in itertools.product(profile.settings, what.items()):
+        dense, pruned = (seconds.loc[f"{key}%", f"{name}_s"] for key in ("0", percent))
+        claim = f"{told}, the {percent} % model is as much faster than the dense one as the paper's"
+        paper = f"{dense / pruned:.2f} times ({dense:g} s, {pruned:g} s)"
+        left = f"speedup_{name}_{percent}"
+        yield _claim(profile, f"{percent}-{name}", claim, paper, left, dense / pruned, "speedup", False)
 
 
 def _row_claims(profile: Profile, row: dict[str, str], key: str, where: str, expected: bool) -> Iterator[Claim]:

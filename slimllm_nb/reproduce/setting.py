@@ -82,10 +82,22 @@ class Setting(Settings):
         return min(0.9, (1 - self.target_parameters) * layers / max(self.pruned_layers, 1))
 
 
+class Latency(Settings):
+    """The paper's Table 3: seconds to the first token after a prompt, at batch 1, and of generating `new_tokens` at
+    `batch`. Medians of `repeats` here, the means of 20 runs there."""
+
+    table: str = "table3_latency"
+    prompt_length: int = Field(default=256, ge=1)
+    new_tokens: int = Field(default=256, ge=2)
+    batch: int = Field(default=8, ge=1)
+    repeats: int = Field(default=3, ge=1)
+
+
 class Published(Settings):
     """The paper's rows for this model: a table of data/paper (or the path of a CSV file with the same columns).
 
-    dense, method: the names of the rows. parameters_removed: by setting, the share of the model's parameters.
+    dense, method: the names of the rows. parameters_removed: by setting, the share of the model's parameters. latency:
+    where its speed is published, too.
     """
 
     table: str
@@ -93,3 +105,4 @@ class Published(Settings):
     dense: str
     method: str = "SlimLLM"
     parameters_removed: dict[str, float] = Field(default_factory=dict)
+    latency: Latency | None = None
