@@ -38,6 +38,8 @@ def test_the_proof_of_a_gpu_runs_on_it(tmp_path):
     assert parts["embedded"]["20 %, float32"]["share of the CPU's channels"] == 1.0
     assert parts["notebooks"]["00"]["by"] == "papermill" and parts["large"]["bit for bit twice"]
     assert parts["disk"]["layers"] == 4 and parts["disk"]["peak GB"] > 0
-    assert parts["speed"]["dense, batch 2, tokens per second"][1] == 1.0
+    assert parts["speed"]["dense, batch 2, 8 tokens, tokens per second"][1] == 1.0
+    trained = parts["training"]["channels in multiples of 8"]
+    assert trained["tokens per second"] > 0 and trained["as estimated"] == 0.0  # of a gigabyte
     done = run(*command, "--parts", "equal,nothing", PYTHONPATH=str(ROOT / "tests" / "pretended"))
     assert done.returncode == 2 and "--parts: nothing; allowed: equal, embedded" in done.stderr

@@ -98,3 +98,12 @@ def test_a_corpus_is_not_calibrated_and_evaluated_on(tmp_path):
     (tmp_path / "llama-7b-20.yaml").write_text(text)
     with pytest.raises(ValueError, match="wikitext2 is calibrated on and evaluated on"):
         load_profile(str(tmp_path / "llama-7b-20.yaml"))
+
+
+def test_figure_2_is_judged_layer_by_layer_for_its_own_model():
+    metrics = {"attention_mean_scale_off_figure": 0.019, "mlp_mean_scale_off_figure": 0.021}
+    names = {"attention-figure-2": HOLDS, "mlp-figure-2": FAILS}
+    found = {one.id: one.verdict for one in judge("04_regression_recovery", metrics, load_profile("llama-7b-50"))}
+    assert {name: found[name] for name in names} == names
+    others = judge("04_regression_recovery", metrics, load_profile("llama-7b-20"))
+    assert not {one.id for one in others} & names.keys()

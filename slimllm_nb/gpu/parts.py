@@ -231,9 +231,9 @@ def training(asked: Asked) -> dict:
     )
     tokens = torch.randint(3, dense.config.vocab_size, (recipe.samples + recipe.held_out, length))
     for multiple in (1, 8 if asked.small else 64):
-        options = asked.amount("20") | {"channel_multiple": multiple, "progress": False}
-        model = pruning.prune(dense, ids, **options)[0]
-        before, said = torch.accelerator.memory_allocated(), tuning_bytes(model, recipe, length)
+        model = pruning.prune(dense, ids, **asked.amount("20"), channel_multiple=multiple, progress=False)[0]
+        torch.accelerator.reset_peak_memory_stats()
+        before, said = torch.accelerator.max_memory_allocated(), tuning_bytes(model, recipe, length)
         run = partial(tune, model, [(one, one) for one in tokens], recipe=recipe, progress=False)
         (_, report), line = measured(run)
         line["GB beside the model"] = round(line.pop("peak GB") - before / 1e9, 2)

@@ -24,6 +24,8 @@ GB = 1e9
 LARGE = 1e9  # parameters from which on a run on the CPU has to be asked for
 BATCH = 8  # samples at a time, as prune() and perplexity() take them by default
 CONTEXT = 1.0  # GB of the GPU that its driver and its libraries take, and that lie between tensors
+TRAINED = 5_700 * 5.4e9  # tokens times parameters that an H200 trained in a second (data/gpu)
+INSTRUCTIONS = 50_000  # samples of cleaned Alpaca, about
 EMBEDDED_RUN = {"download": 0.0, "disk": 1.5, "memory": 4.0}  # bounds
 
 
@@ -84,7 +86,17 @@ def announce(profile: Profile, folder: Path) -> str:
             f"profile {profile.name} needs {needed.device + CONTEXT:.0f} GB of GPU memory, and {on_device:.0f} GB of "
             "it are free"
         )
-    return f"Profile {profile.name}: {needed}."
+    return f"Profile {profile.name}: {needed}.{_training(profile, needed.parameters)}"
+
+
+def _training(profile: Profile, parameters: int) -> str:
+    """How long notebook 09 trains, at most: samples are no longer than the recipe's."""
+    if not profile.tune:
+        return ""
+    asked, left = profile.tuning.recipe, sum(_shares_left(profile))
+    tokens = asked.epochs * (asked.samples or INSTRUCTIONS) * profile.tuning.length
+    hours = tokens * parameters * left / TRAINED / 3600
+    return f" Training its models (tune: true) takes up to {hours:.1f} hours on an H200, longer on a smaller card."
 
 
 def estimate(profile: Profile, on_device: bool) -> Estimate:
@@ -100,7 +112,7 @@ def estimate(profile: Profile, on_device: bool) -> Estimate:
     texts = sum(source.download_gb for name in corpora if (source := find_corpus(name, profile.texts)))
     there = Path(local_copy("models", profile.model)).is_dir() or _cached(profile)
     download = texts + (0.0 if there else 2 * parameters / GB)
-    disk = weights * sum(_shares_left(profile)) + 2 * texts + 0.2
+    disk = weights * sum(_shares_left(profile)) * (1 + profile.tune) + 2 * texts + 0.2
     if on_device:
         return Estimate(download, disk, 4 + weights, peak, parameters)
     return Estimate(download, disk, 2 + peak, None, parameters)

@@ -96,7 +96,7 @@ def write_index(page: Path, profile: Profile, seconds: dict[str, float], verdict
     )
     versions = {"Python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
     dense = page.parent.parent / "dense.json"
-    device = json.loads(dense.read_text(encoding="utf-8"))["device"] if dense.is_file() else "cpu"
+    device = json.loads(dense.read_text(encoding="utf-8"))["device"] if dense.is_file() else profile.device
     body = f"""<h1>SlimLLM: what was reproduced</h1>
 <p>Profile <b>{html.escape(profile.name)}</b>: {html.escape(profile.description)}.
 {html.escape(summary(verdicts))}</p>
