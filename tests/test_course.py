@@ -229,7 +229,7 @@ def test_a_folder_of_submissions_becomes_a_table(released, tool, tmp_path):
         "bob smith": 16,
         "other.ipynb": 0,
         "alice": 12,
-    }
+    }, table.reason.to_dict()
     reasons = table.reason
     assert reasons["bob smith"] == "all tests passed"
     assert reasons["elsewhere.ipynb"].startswith("no test ran: ")
