@@ -146,7 +146,8 @@ def plan_target(
         width, (query, key_value, channel) = layer_widths(layer), unit_parameters(layer)
         removable.append([width.heads * query + width.key_value_heads * key_value, width.channels * channel])
         biases = sum(shift and one.bias is None for one in (layer.self_attn.o_proj, layer.mlp.down_proj))
-        stays.append(query + key_value + channel_multiple * channel + biases * layer.hidden_size)  # and new biases
+        # One head, as many channels as have to stay, new biases.
+        stays.append(query + key_value + channel_multiple * channel + biases * layer.hidden_size)
     removable = torch.tensor(removable, dtype=torch.float64)
     most = removable.sum(1) - torch.tensor(stays)
 

@@ -186,9 +186,8 @@ def _prune_step(layers, plan: Plan, settings, layer, batches, context, index: in
     """One layer as planned. carried: parameters that the layers before could not give, or gave too much; this one
     settles them."""
     carried = layers.kept("pruning", index - 1)[0]["carried"] if index else 0.0
-    removal = (
-        None if plan.removals is None or not plan.layer_ratios[index].any() else plan.removals[index].item() + carried
-    )
+    settles = plan.removals is not None and plan.layer_ratios[index].any()
+    removal = plan.removals[index].item() + carried if settles else None
     needed = batches if plan.layer_ratios[index:].any() else ()  # behind the last pruned layer no output is needed
     value, tensors = prune_layer(layer, needed, context, plan, removal, index, settings)
     return value | {"carried": carried if removal is None else removal - value["removed"]}, tensors

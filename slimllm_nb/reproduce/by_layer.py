@@ -45,8 +45,7 @@ def run(profile: Profile, folder: Path) -> list[Verdict]:
         target = folder / setting.checkpoint
         arguments = setting.arguments | place | {"similarity": known.similarity()}
         report = prune_checkpoint(source, target, input_ids, **arguments, base_model=profile.model)
-        found = [layer.similarity for layer in report.layers]
-        if None not in found:  # the method's allocation asks for them
+        if None not in (found := [layer.similarity for layer in report.layers]):  # the allocation asks for them
             known.keep(similarity=found)
         print(f"{key} %: {target}\n{report}", flush=True)
         left = {"decoder": report.decoder.share_left, "model": report.model.share_left}

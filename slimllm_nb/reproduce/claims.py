@@ -58,14 +58,19 @@ def _table(name: str) -> Path:
     return path
 
 
+def _rows(table: str) -> list[dict[str, str]]:
+    """Of a table, without pandas."""
+    with _table(table).open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
 def _published_claims(profile: Profile) -> Iterator[Claim]:
     if profile.model == "embedded":
         return
     if profile.published is None:
         yield from _without_rows(profile)
         return
-    with _table(profile.published.table).open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = _rows(profile.published.table)
     dense = _row(rows, profile, "0", "no", profile.published.dense)
     yield from _row_claims(profile, dense, "dense", "of the dense model", expected=True)
     if profile.published.latency:
@@ -90,10 +95,10 @@ def _published_claims(profile: Profile) -> Iterator[Claim]:
 
 def _speed_claims(profile: Profile) -> Iterator[Claim]:
     """How much faster than the dense model: the ratio is judged, since the paper's card was another one."""
-    seconds = published(profile.published.latency.table).set_index("ratio")
+    seconds = {row["ratio"]: row for row in _rows(profile.published.latency.table)}
     what = {"prefill": "To the first token", "decoding": "Generating"}
     for percent, (name, told) in itertools.product(profile.settings, what.items()):
-        dense, pruned = (seconds.loc[f"{key}%", f"{name}_s"] for key in ("0", percent))
+        dense, pruned = (float(seconds[f"{key}%"][f"{name}_s"]) for key in ("0", percent))
         claim = f"{told}, the {percent} % model is as much faster than the dense one as the paper's"
         paper = f"{dense / pruned:.2f} times ({dense:g} s, {pruned:g} s)"
         left = f"speedup_{name}_{percent}"

@@ -78,17 +78,24 @@ def measure(profile: Profile) -> None:
 def load_inputs(profile: Profile):
     """The tokenizer, the calibration samples, and the blocks of every corpus that is judged on. What pruning will need
     is asked for with the rest: said now if it cannot be had."""
-    from slimllm_nb import evaluation, sources
+    from slimllm_nb import sources
     from slimllm_nb.calibration import draw_samples
 
     tokenizer, wanted = sources.load_tokenizer(profile.model, **profile.tokenizing), profile.calibration
     texts = sources.load_texts(wanted.corpus, "calibration", profile.texts)
     input_ids = draw_samples(texts, tokenizer, wanted.num_samples, wanted.length, profile.seed)
+    return tokenizer, input_ids, held_out_blocks(profile, tokenizer)
+
+
+def held_out_blocks(profile: Profile, tokenizer) -> dict:
+    """What perplexity is measured on, by corpus."""
+    from slimllm_nb import evaluation, sources
+
     limits, blocks = (profile.evaluation.block_length, profile.evaluation.max_tokens), {}
     for name in profile.evaluation.corpora:
         documents = sources.load_texts(name, "held-out", profile.texts)
         blocks[name] = evaluation.token_blocks(documents, tokenizer, *limits)
-    return tokenizer, input_ids, blocks
+    return blocks
 
 
 def not_as_published(metrics: dict[str, float], profile: Profile) -> list[Verdict]:

@@ -15,6 +15,7 @@ from slimllm_nb.evaluation import perplexity, token_blocks
 from slimllm_nb.export import save_checkpoint
 from slimllm_nb.export.checkpoint import REPORT
 from slimllm_nb.pruning.report import PruningReport
+from slimllm_nb.reproduce.dense import held_out_blocks
 from slimllm_nb.reproduce.profiles import Profile, ProfileError, load_profile, run_folder
 from slimllm_nb.sources import load_model, load_texts, load_tokenizer
 from slimllm_nb.sources.instructions import instruction_sample, load_instructions
@@ -70,15 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := set(keys) - profile.settings.keys():
         raise ProfileError(f"--settings: {', '.join(sorted(unknown))}; allowed: {', '.join(profile.settings)}")
     tokenizer = load_tokenizer(profile.model, **profile.tokenizing)
-    samples = training_samples(profile, tokenizer)
-    asked = profile.evaluation
+    samples, held_out = training_samples(profile, tokenizer), held_out_blocks(profile, tokenizer)
     for key in keys:
         model, report = tune_checkpoint(profile, key, samples)
         said = f"{report.steps} steps, {report.tokens:,} tokens, {report.seconds / 60:.1f} min"
         print(f"{key} %: {said}; validation loss {report.before:.3f} -> {report.validation[report.best_step]:.3f}")
-        for corpus in asked.corpora:
-            texts = load_texts(corpus, "held-out", profile.texts)
-            blocks = token_blocks(texts, tokenizer, asked.block_length, asked.max_tokens)
+        for corpus, blocks in held_out.items():
             print(f"  perplexity on {corpus}: {perplexity(model, blocks):.2f}")
         print(f"  {run_folder(profile.name) / profile.settings[key].checkpoint}-tuned", flush=True)
     return 0

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -22,6 +23,9 @@ from huggingface_hub.errors import (
 
 from slimllm_nb.files import expanded
 from slimllm_nb.sources.packages import SourceError, cache_folder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 HUB_VARIABLE = "SLIMLLM_NB_HUB"
 NETWORK_ERRORS = {"ConnectError", "ConnectTimeout", "ReadTimeout", "ProxyError", "RemoteProtocolError", "ReadError"}
@@ -51,6 +55,20 @@ def in_local_datasets() -> Iterator[None]:
     folder = hub_folder() / "datasets"
     with chdir(folder) if folder.is_dir() else nullcontext():
         yield
+
+
+def load_rows(name: str, split: str, config: str | None = None, revision: str | None = None, **options) -> "Dataset":
+    """A split of a data set of the hub, or of a folder laid out like one. options: as `datasets.load_dataset` has them.
+    Raises: SourceError, as hub_error words it."""
+    import datasets
+
+    path = local_copy("datasets", name)
+    if not Path(path).is_dir():
+        options["revision"] = revision
+    try:
+        return datasets.load_dataset(path, config, split=split, **options)
+    except Exception as error:  # no network shows itself as one of many kinds
+        raise hub_error("data set", name, revision, error) from error
 
 
 def hub_error(what: str, name: str, revision: str | None, error: BaseException) -> SourceError:

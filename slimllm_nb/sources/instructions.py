@@ -1,7 +1,6 @@
 """Instructions and their responses, for the paper's recovery training (section 5.1: cleaned Alpaca)."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from jaxtyping import Int
@@ -9,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from slimllm_nb.recipe import IGNORED
-from slimllm_nb.sources.hub import hub_error, local_copy
+from slimllm_nb.sources.hub import load_rows
 from slimllm_nb.sources.packages import SourceError
 
 COLUMNS = ("instruction", "input", "output")
@@ -25,14 +24,7 @@ WITHOUT = CONTEXT.format("") + "### Instruction:\n{instruction}\n\n### Response:
 def load_instructions(dataset: str, revision: str | None = None) -> list[dict[str, str]]:
     """Rows with `instruction`, `input` and `output` of the split "train". dataset: a hub id, or a folder laid out like
     one. Raises: SourceError for what cannot be loaded or has other columns."""
-    import datasets
-
-    path = local_copy("datasets", dataset)
-    options = {} if Path(path).is_dir() else {"revision": revision}
-    try:
-        rows = datasets.load_dataset(path, split="train", **options)
-    except Exception as error:  # no network shows itself as one of many kinds
-        raise hub_error("data set", dataset, revision, error) from error
+    rows = load_rows(dataset, "train", revision=revision)
     if missing := [column for column in COLUMNS if column not in rows.column_names]:
         raise SourceError(
             f"the data set {dataset!r} has no column {', '.join(missing)}; it has: {', '.join(rows.column_names)}"

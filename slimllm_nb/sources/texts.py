@@ -7,7 +7,7 @@ from pathlib import Path
 
 from slimllm_nb.corpora import EMBEDDED_CORPORA, NEVER_CALIBRATED, CorpusError, TextSource, find_corpus
 from slimllm_nb.sources.embedded_texts import embedded_texts
-from slimllm_nb.sources.hub import hub_error, local_copy
+from slimllm_nb.sources.hub import load_rows
 from slimllm_nb.sources.packages import SourceError
 
 CORPORA = EMBEDDED_CORPORA
@@ -42,17 +42,10 @@ def load_texts(corpus: str, split: str, own: Mapping[str, TextSource] | None = N
 
 def _from_dataset(source: TextSource) -> list[str]:
     """One column of one split; empty rows stay (the paper's perplexity joins them with the others)."""
-    import datasets
     import pyarrow.compute as compute
 
-    path = local_copy("datasets", source.dataset)
-    options = {} if Path(path).is_dir() else {"revision": source.revision}
-    if source.data_files:
-        options["data_files"] = {source.split: source.data_files}
-    try:
-        rows = datasets.load_dataset(path, source.config, split=source.split, **options)
-    except Exception as error:  # no network shows itself as one of many kinds
-        raise hub_error("data set", source.dataset, source.revision, error) from error
+    files = {"data_files": {source.split: source.data_files}} if source.data_files else {}
+    rows = load_rows(source.dataset, source.split, source.config, source.revision, **files)
     if source.column not in rows.column_names:
         raise SourceError(
             f"the data set {source.dataset!r} has no column {source.column!r}; it has: {', '.join(rows.column_names)}"
