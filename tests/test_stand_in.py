@@ -8,6 +8,7 @@ so the run must find its own numbers again.
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 
@@ -213,3 +214,15 @@ def test_a_spoilt_tokenizer_stops_the_run_before_anything_is_pruned(place):
     assert "dense model ..." not in allowed.stdout  # it is not measured a second time
     assert "(dense model off)" in allowed.stdout and "so none of this is a reproduction" in allowed.stdout
     assert allowed.returncode == 2  # the published numbers were not shown to hold
+
+
+def test_the_papers_ablations_are_measured_and_judged(place):
+    """The plan of llama-7b-50, on the stand-in under that name."""
+    setting = {"50": {"pruning_ratio": 0.55, "pruned_layers": 6, "alpha": 7, "checkpoint": "model"}}
+    write_profile(place, "llama-7b-50", "stand-in/llama", settings=setting, published=None)
+    command = make("ablations", f"PROFILE={place / 'llama-7b-50.yaml'}", "SWEEP=--workers 1")
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "15 rows" in done.stdout and "not run" not in done.stdout
+    for number, rows in ((4, 4), (5, 4), (6, 2), (7, 6)):  # three numbers a row
+        assert len(re.findall(rf"\| Table {number}: ", done.stdout)) == 3 * rows

@@ -17,11 +17,13 @@ from pathlib import Path
 
 from slimllm_nb.command import command
 from slimllm_nb.comparison.kept import collect, dumped, kept_ablations, of_cell, usable
-from slimllm_nb.comparison.plan import PLAN, PlanError, group_and_bench, load_plan
+from slimllm_nb.comparison.plan import PLAN, PlanError, group_and_bench, load_plan, plan_of
 from slimllm_nb.comparison.table import Row
 from slimllm_nb.files import write_text
 from slimllm_nb.progress import bar as progress_bar
 from slimllm_nb.reproduce.profiles import load_profile, run_folder
+from slimllm_nb.reproduce.tables import sweep_verdicts
+from slimllm_nb.reproduce.verdicts import WIDTHS, text_table
 
 MINUTES = 40  # of a slice
 
@@ -103,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m slimllm_nb.comparison.ablations", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--profile", default="embedded")
-    parser.add_argument("--plan", type=Path, default=PLAN, help="another file of groups")
+    parser.add_argument("--plan", type=Path, help="another file of groups")
     parser.add_argument("--groups", help="by comma (default: all)")
     parser.add_argument("--workers", type=int, help="processes at once (default: a core each; one on a GPU)")
     parser.add_argument("--again", default="", metavar="GROUPS", help="by comma: measured anew, kept or not")
@@ -111,7 +113,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--minutes", type=float, default=MINUTES, help=f"after which no row is begun (default: {MINUTES})"
     )
     options = parser.parse_args(arguments)
-    profile, plan, start = load_profile(options.profile), load_plan(options.plan), time.perf_counter()
+    profile, start = load_profile(options.profile), time.perf_counter()
+    options.plan = options.plan or plan_of(profile.name)
+    plan = load_plan(options.plan)
     groups = options.groups.split(",") if options.groups else None
     again = options.again.split(",") if options.again else []
     if unknown := {*(groups or ()), *again} - set(plan):
@@ -123,6 +127,8 @@ def main(arguments: list[str] | None = None) -> int:
     write_text(path, dumped(content))
     rows = sum(len(group["rows"]) for group in content["groups"].values())
     print(f"{rows} rows, {seconds / 60:.0f} min. Written: {path}; `make reference` keeps them.")
+    if judged := sweep_verdicts(profile):
+        print(f"\n{text_table(judged, list(WIDTHS))}\n")
     if left:
         print(f"Left, for the same command again: {'; '.join(map(str, left))}.")
     return 0

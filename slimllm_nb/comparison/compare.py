@@ -22,6 +22,7 @@ from slimllm_nb.progress import bar as progress_bar
 from slimllm_nb.pruning import layer_similarities, prune
 from slimllm_nb.recipe import Recipe
 from slimllm_nb.reproduce.profiles import Profile, load_profile, run_folder
+from slimllm_nb.reproduce.setting import ZeroShot
 from slimllm_nb.sources import load_model, load_texts, load_tokenizer
 
 
@@ -76,6 +77,7 @@ class Bench:
     profile: Profile
     protocol: Protocol
     progress: bool = True
+    zeroshot: ZeroShot | None = None  # asked of every row, too
     _loaded: dict = field(default_factory=dict, repr=False)
     _drawn: dict = field(default_factory=dict, repr=False)
 
@@ -108,23 +110,13 @@ class Bench:
                 start = time.perf_counter()
                 options = {"similarity": similarity, "seed": seed, "progress": self.progress}
                 untuned = replace(method, tuning=None)
-                pruned, report = prune(self._model, samples, **amount, method=untuned, **options)
+                pruned, _ = prune(self._model, samples, **amount, method=untuned, **options)
                 if method.tuning:
                     pruned, _ = self._tuned(pruned, method.tuning, seed)
                 seconds = time.perf_counter() - start + (seconds if "similarity" in method.allocation.needs else 0.0)
             except ValueError as error:
                 raise ValueError(f"method {method.name}, setting {key}, seed {seed}: {error}") from error
-            return Row(
-                method=method.name,
-                setting=key,
-                seed=seed,
-                perplexity=self._perplexity(pruned),
-                decoder_parameters=report.decoder.after,
-                decoder_share=report.decoder.share_left,
-                model_parameters=report.model.after,
-                model_share=report.model.share_left,
-                seconds=seconds,
-            )
+            return self._row(pruned, method=method.name, setting=key, seed=seed, seconds=seconds)
 
         return _named(self.keep(self.made_by(method, key, seed, share), measured), method, key)
 
@@ -149,19 +141,19 @@ class Bench:
 
     def dense(self) -> Row:
         """The model from which nothing goes."""
+        return self.keep(fingerprint(common=self._common), lambda: self._row(self._model, method="dense"))
 
-        def measured() -> Row:
-            parameters = count_parameters(self._model)
-            return Row(
-                method="dense",
-                perplexity=self._perplexity(self._model),
-                decoder_parameters=parameters["decoder"],
-                decoder_share=1.0,
-                model_parameters=parameters["model"],
-                model_share=1.0,
-            )
-
-        return self.keep(fingerprint(common=self._common), measured)
+    def _row(self, model, **what) -> Row:
+        left, whole = count_parameters(model), count_parameters(self._model)
+        return Row(
+            perplexity={corpus: perplexity(model, blocks, progress=False) for corpus, blocks in self._blocks.items()},
+            accuracy=self._accuracy(model),
+            decoder_parameters=left["decoder"],
+            decoder_share=left["decoder"] / whole["decoder"],
+            model_parameters=left["model"],
+            model_share=left["model"] / whole["model"],
+            **what,
+        )
 
     def keep(self, made_by: str, measured: Callable[[], Row]) -> Row:
         """The row of this fingerprint: read, or measured and written."""
@@ -187,7 +179,12 @@ class Bench:
         corpora = [find_corpus(name, profile.texts) for name in (*protocol.calibrate_on, *protocol.judge_on)]
         files = [Path(file) for one in corpora if one is not None for file in one.files or ()]
         model = Path(profile.model) if Path(profile.model).is_dir() else profile.model
-        return digest(model=[model, profile.loading, profile.tokenizing], protocol=protocol, texts=[corpora, files])
+        return digest(
+            model=[model, profile.loading, profile.tokenizing],
+            protocol=protocol,
+            texts=[corpora, files],
+            asked=self.zeroshot,
+        )
 
     @property
     def _model(self):
@@ -234,8 +231,14 @@ class Bench:
         blocks = token_blocks(self._texts, self._tokenizer, self.protocol.length)
         return tune(pruned, [(one, one) for one in blocks], recipe=recipe, seed=seed, progress=self.progress)
 
-    def _perplexity(self, model) -> dict[str, float]:
-        return {corpus: perplexity(model, blocks, progress=False) for corpus, blocks in self._blocks.items()}
+    def _accuracy(self, model) -> dict[str, float]:
+        if self.zeroshot is None:
+            return {}
+        from slimllm_nb.evaluation.zeroshot import zeroshot  # imports lm-eval, which others need not wait for
+
+        asked = self.zeroshot.model_dump(exclude={"tasks"})
+        found = zeroshot(model, self._tokenizer, self.zeroshot.tasks, **asked, progress=False)
+        return dict(zip(found["task"], found["accuracy"], strict=True))
 
 
 def _named(row: Row, method: Method, key: str) -> Row:

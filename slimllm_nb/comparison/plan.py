@@ -16,13 +16,19 @@ from slimllm_nb.settings import Settings, read_validated
 PLAN = KEPT / "plan.yaml"
 
 
+def plan_of(profile: str) -> Path:
+    """The profile's own plan (data/ablations/<profile>.plan.yaml: the paper's rows), or the one for all others."""
+    own = KEPT / f"{profile}.plan.yaml"
+    return own if own.is_file() else PLAN
+
+
 class PlanError(ValueError):
     """A plan that is not valid."""
 
 
 class Group(Settings):
-    """Methods that are compared with SlimLLM under one protocol (see comparison.protocol_of). minutes: what measuring
-    them took, for whoever asks for them again."""
+    """Methods that are compared with SlimLLM under one protocol (see comparison.protocol_of). accuracy: on
+    the profile's zero-shot tasks, too. minutes: what measuring them took, for whoever asks for them again."""
 
     name: str
     question: str
@@ -30,6 +36,7 @@ class Group(Settings):
     minutes: int | None = None
     num_samples: int | None = Field(default=None, ge=1)
     calibrate_on: list[str] | None = None
+    accuracy: bool = False
     methods: list[str | dict[str, Any]]
 
     def protocol(self, profile: Profile) -> Protocol:
@@ -62,7 +69,7 @@ def load_plan(path: Path = PLAN) -> dict[str, Group]:
 def group_and_bench(profile: str, plan: Path, name: str) -> tuple[Group, Bench]:
     """A group and its bench; benches of one profile share the model."""
     group, loaded = load_plan(plan)[name], load_profile(profile)
-    bench = Bench(loaded, group.protocol(loaded), progress=False)
+    bench = Bench(loaded, group.protocol(loaded), progress=False, zeroshot=loaded.zeroshot if group.accuracy else None)
     bench.share_model(_first.setdefault(profile, bench))
     return group, bench
 

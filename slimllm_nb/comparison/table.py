@@ -17,13 +17,15 @@ VERDICTS = {1: "higher", -1: "lower", 0: "inconclusive"}
 
 
 class Row(BaseModel):
-    """One method at one setting with one seed. Seconds: of the pruning, with similarities where it asks for them, and
-    of the training. commit, date, machine: with what, when and where it was measured."""
+    """One method at one setting with one seed. accuracy: zero-shot, by task, where a group asks for it. Seconds: of the
+    pruning, with similarities where it asks for them, and of the training. commit, date, machine: with what, when and
+    where it was measured."""
 
     method: str
     setting: str = ""
     seed: int = 0
     perplexity: dict[str, float]
+    accuracy: dict[str, float] = {}
     decoder_parameters: int
     decoder_share: float
     model_parameters: int
@@ -47,7 +49,7 @@ class Comparison:
     def frame(self) -> pd.DataFrame:
         """A line for every row and corpus, and whether the samples come from that corpus."""
         return pd.DataFrame(
-            row.model_dump(exclude={"perplexity", "commit", "date", "machine"})
+            row.model_dump(exclude={"perplexity", "accuracy", "commit", "date", "machine"})
             | {"corpus": corpus, "calibrated": self.protocol.calibrated(corpus), "perplexity": value}
             for row in self.rows
             for corpus, value in row.perplexity.items()

@@ -13,6 +13,7 @@ from slimllm_nb.command import command
 from slimllm_nb.files import write_text
 from slimllm_nb.reproduce import pages, verdicts
 from slimllm_nb.reproduce.profiles import load_profile, run_folder
+from slimllm_nb.reproduce.tables import write_tables
 
 
 @command
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in names:
         if not (report / f"{name}.html").is_file():  # a notebook that runs again takes its page away
             pages.write_page(folder / f"{name}.ipynb", report / f"{name}.html")
-    pages.write_index(report / "index.html", profile, seconds, judged)
+    pages.write_index(report / "index.html", profile, seconds, judged, write_tables(report))
     print(f"\n{verdicts.text_table(judged, list(verdicts.WIDTHS))}\n\n{pages.summary(judged)}")
     print(f"Report: {report / 'index.html'}", flush=True)
     failing = [one for one in judged if one.fails_run]

@@ -37,6 +37,7 @@ class Claim(BaseModel):
     one_seed: the metrics come from one draw of calibration samples, which cannot show that a difference between methods
     is more than chance: the verdict says so, and whether the difference is the claimed one.
     right None: nothing was published to compare with.
+    cell: of the paper's tables that it is about: file, row, column.
     profiles: those it applies to (None: all); expected: those whose run fails when it does not hold.
     """
 
@@ -54,6 +55,7 @@ class Claim(BaseModel):
     margin: float | None = Field(default=None, ge=0)
     absolute: float | None = Field(default=None, ge=0)
     one_seed: bool = False
+    cell: tuple[str, int, str] | None = None
     profiles: list[str] | None = None
     expected: list[str] = []
 

@@ -58,8 +58,8 @@ def _table(name: str) -> Path:
     return path
 
 
-def _rows(table: str) -> list[dict[str, str]]:
-    """Of a table, without pandas."""
+def published_rows(table: str) -> list[dict[str, str]]:
+    """Of a table, top to bottom, without pandas."""
     with _table(table).open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
 
@@ -70,16 +70,16 @@ def _published_claims(profile: Profile) -> Iterator[Claim]:
     if profile.published is None:
         yield from _without_rows(profile)
         return
-    rows = _rows(profile.published.table)
+    rows = published_rows(profile.published.table)
     dense = _row(rows, profile, "0", "no", profile.published.dense)
-    yield from _row_claims(profile, dense, "dense", "of the dense model", expected=True)
+    yield from _row_claims(profile, rows, dense, "dense", "of the dense model", expected=True)
     if profile.published.latency:
         yield from _speed_claims(profile)
     for percent in profile.settings:
         row = _row(rows, profile, percent, "no", profile.published.method)
-        yield from _row_claims(profile, row, percent, f"at {percent} %", expected=True)
+        yield from _row_claims(profile, rows, row, percent, f"at {percent} %", expected=True)
         if removed := profile.published.parameters_removed.get(percent):
-            yield _claim(
+            yield make_claim(
                 profile,
                 f"{percent}-parameters",
                 f"The {percent} % setting removes the published share of the model's parameters",
@@ -87,32 +87,45 @@ def _published_claims(profile: Profile) -> Iterator[Claim]:
                 f"model_share_removed_{percent}",
                 removed,
                 "parameters",
-                True,
+                expected=True,
+                cell=_latency_cell(profile, percent, "params"),
             )
         if tuned := [one for one in rows if _is(one, percent, "yes", profile.published.method)]:
-            yield from _row_claims(profile, tuned[0], f"{percent}-tuned", f"at {percent} %, fine-tuned", expected=False)
+            where = f"at {percent} %, fine-tuned"
+            yield from _row_claims(profile, rows, tuned[0], f"{percent}-tuned", where, expected=False)
 
 
 def _speed_claims(profile: Profile) -> Iterator[Claim]:
     """How much faster than the dense model: the ratio is judged, since the paper's card was another one."""
-    seconds = {row["ratio"]: row for row in _rows(profile.published.latency.table)}
+    seconds = {row["ratio"]: row for row in published_rows(profile.published.latency.table)}
     what = {"prefill": "To the first token", "decoding": "Generating"}
     for percent, (name, told) in itertools.product(profile.settings, what.items()):
         dense, pruned = (float(seconds[f"{key}%"][f"{name}_s"]) for key in ("0", percent))
         claim = f"{told}, the {percent} % model is as much faster than the dense one as the paper's"
         paper = f"{dense / pruned:.2f} times ({dense:g} s, {pruned:g} s)"
         left = f"speedup_{name}_{percent}"
-        yield _claim(profile, f"{percent}-{name}", claim, paper, left, dense / pruned, "speedup", False)
+        cell = _latency_cell(profile, percent, f"{name}_s")
+        yield make_claim(profile, f"{percent}-{name}", claim, paper, left, dense / pruned, "speedup", cell=cell)
 
 
-def _row_claims(profile: Profile, row: dict[str, str], key: str, where: str, expected: bool) -> Iterator[Claim]:
+def _latency_cell(profile: Profile, percent: str, column: str) -> tuple[str, int, str] | None:
+    if profile.published.latency is None:
+        return None
+    table = profile.published.latency.table
+    return table, [row["ratio"] for row in published_rows(table)].index(f"{percent}%"), column
+
+
+def _row_claims(
+    profile: Profile, rows: list[dict[str, str]], row: dict[str, str], key: str, where: str, expected: bool
+) -> Iterator[Claim]:
     for column, text in row.items():
         if column in ("ratio_percent", "tuned", "method") or not text:
             continue
         kind, what = _described(column)
         value = float(text) if kind == "perplexity" else float(text) / 100
         claim = f"{what} {where} is the published one"
-        yield _claim(profile, f"{key}-{column}", claim, text, metric(key, column), value, kind, expected)
+        cell = profile.published.table, rows.index(row), column
+        yield make_claim(profile, f"{key}-{column}", claim, text, metric(key, column), value, kind, expected, cell)
 
 
 def _described(column: str) -> tuple[str, str]:
@@ -139,21 +152,36 @@ def _without_rows(profile: Profile) -> Iterator[Claim]:
         where = "of the dense model" if key == "dense" else f"at {key} %"
         for column in columns:
             kind, what = _described(column)
-            yield _claim(profile, f"{key}-{column}", f"{what} {where}", NO_ROW, metric(key, column), None, kind, False)
+            yield make_claim(profile, f"{key}-{column}", f"{what} {where}", NO_ROW, metric(key, column), None, kind)
 
 
-def _claim(profile, name, claim, paper, left, right, kind, expected) -> Claim:
+def make_claim(
+    profile: Profile,
+    name: str,
+    claim: str,
+    paper: str,
+    left: str,
+    right: float | None,
+    kind: str,
+    expected: bool = False,
+    cell: tuple[str, int, str] | None = None,
+    **where: str,
+) -> Claim:
+    """That `left` is the published number `right`, within the tolerance of its kind. where: another notebook or source
+    than those of the profile's own rows."""
+    place = {"notebook": TUNED if "_tuned" in left else NOTEBOOK}
+    place["source"] = profile.published.source if profile.published else "-"
     return Claim(
         id=f"{profile.name}-{name}",
-        notebook=TUNED if "_tuned" in left else NOTEBOOK,
         claim=claim,
-        source=profile.published.source if profile.published else "-",
         paper=paper,
         left=left,
         right=right,
         relation="within",
+        cell=cell,
         **tolerances()[kind].model_dump(exclude={"why"}),
         expected=[profile.name] if expected else [],
+        **place | where,
     )
 
 

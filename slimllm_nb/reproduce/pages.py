@@ -29,7 +29,8 @@ blockquote { border-left: 4px solid #d9b44a; background: #fdf9ec; margin: .6rem 
 table { border-collapse: collapse; font-size: .88rem; margin: .6rem 0; }
 th, td { border-bottom: 1px solid #ddd; padding: .3rem .6rem; text-align: left; vertical-align: top; }
 math[display=block] { margin: .6rem 0; overflow-x: auto; }
-.holds { color: #00634a; } .fails { color: #a83200; font-weight: bold; }
+.holds { color: #00634a; } .fails { color: #a83200; font-weight: bold; } .open { color: #666; }
+.wide { overflow-x: auto; } .wide td { white-space: nowrap; }
 """
 
 
@@ -71,7 +72,7 @@ def write_page(executed: Path, page: Path) -> None:
     body = re.sub(r'href="([\w-]+)\.ipynb', r'href="\1.html', body)  # the notebooks' links to each other
     body = body.replace('href="../', f'href="{ROOT.as_uri()}/')  # and to other files of the repository
     colours = HtmlFormatter().get_style_defs(".highlight")
-    write_text(page, _document(executed.stem, f'<nav><a href="index.html">All notebooks</a></nav>\n{body}', colours))
+    write_text(page, document(executed.stem, f'<nav><a href="index.html">All notebooks</a></nav>\n{body}', colours))
 
 
 def to_mathml(latex: str, display: str) -> str:
@@ -87,13 +88,17 @@ def to_mathml(latex: str, display: str) -> str:
     return re.sub(r"&(?![#\w]+;)", "&amp;", converted)
 
 
-def write_index(page: Path, profile: Profile, seconds: dict[str, float], verdicts: list[Verdict]) -> None:
-    """The report's first page: verdicts, notebooks with their wall times, settings and versions."""
+def write_index(
+    page: Path, profile: Profile, seconds: dict[str, float], verdicts: list[Verdict], tables: dict[str, str]
+) -> None:
+    """The report's first page: verdicts, the pages of the paper's tables, notebooks with their wall times, settings and
+    versions."""
     header = "".join(f"<th>{name}</th>" for name in WIDTHS)
     rows = "\n".join(map(_verdict_row, verdicts))
     notebooks = "\n".join(
         f'<tr><td><a href="{name}.html">{name}</a></td><td>{took:.0f} s</td></tr>' for name, took in seconds.items()
     )
+    tables = " · ".join(f'<a href="{file}">{html.escape(title)}</a>' for title, file in tables.items())
     versions = {"Python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
     dense = page.parent.parent / "dense.json"
     device = json.loads(dense.read_text(encoding="utf-8"))["device"] if dense.is_file() else profile.device
@@ -105,6 +110,8 @@ def write_index(page: Path, profile: Profile, seconds: dict[str, float], verdict
 An asterisk marks a claim whose failure makes the run fail.</p>
 <table><tr>{header}</tr>
 {rows}</table>
+<h2>The paper's tables, number by number</h2>
+<p>{tables}</p>
 <h2>Notebooks</h2>
 <table><tr><th>notebook</th><th>wall time</th></tr>
 {notebooks}</table>
@@ -114,7 +121,7 @@ An asterisk marks a claim whose failure makes the run fail.</p>
 <p>{", ".join(f"{name} {version}" for name, version in versions.items())}</p>
 <p>Computed on: {html.escape(device)}. The same seed gives the same heads and channels on the same processor or card and
 with the same versions; others add numbers in another order, and where two are nearly tied another one may go.</p>"""
-    write_text(page, _document("SlimLLM: what was reproduced", body))
+    write_text(page, document("SlimLLM: what was reproduced", body))
 
 
 def summary(verdicts: list[Verdict]) -> str:
@@ -127,14 +134,18 @@ def summary(verdicts: list[Verdict]) -> str:
 
 
 def _verdict_row(one: Verdict) -> str:
-    kind = {HOLDS: "holds", AGREES: "holds", FAILS: "fails", DIFFERS: "fails"}.get(one.verdict, "open")
     claim = one.claim + (" *" if one.expected else "")
     cells = [claim, f"{one.source}: {one.paper}", one.measured, one.tolerance]
     cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-    return f'<tr>{cells}<td class="{kind}">{html.escape(row(one)["verdict"])}</td></tr>'
+    return f'<tr>{cells}<td class="{style_of(one)}">{html.escape(row(one)["verdict"])}</td></tr>'
 
 
-def _document(title: str, body: str, style: str = "") -> str:
+def style_of(one: Verdict) -> str:
+    """The style sheet's class of a verdict."""
+    return {HOLDS: "holds", AGREES: "holds", FAILS: "fails", DIFFERS: "fails"}.get(one.verdict, "open")
+
+
+def document(title: str, body: str, style: str = "") -> str:
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{html.escape(title)}</title>

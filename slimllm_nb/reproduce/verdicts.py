@@ -43,6 +43,7 @@ class Verdict:
     compared: bool  # right was measured too, not a number of the claim
     difference: Difference | None = None  # of methods, over seeds
     method: str = ""  # whose perplexity it is that differs from SlimLLM's
+    cell: tuple[str, int, str] | None = None  # of the paper's tables: file, row, column
     dense_off: bool = False  # the dense model was not the published one, and the run was told to go on (dense.py)
 
     @property
@@ -65,8 +66,13 @@ def judge(notebook: str, metrics: dict[str, float], profile: Profile) -> list[Ve
     A metric that is missing: not run. One that is NaN or infinite was run, and its claim does not hold. Where the dense
     model was measured before (dense.json in the run folder) and is not the published one, each verdict is marked.
     """
+    return judge_claims(load_claims(notebook, profile), metrics, profile)
+
+
+def judge_claims(claims: Sequence[Claim], metrics: dict[str, float], profile: Profile) -> list[Verdict]:
+    """The same for claims that were loaded already."""
     off = dense_is_off(run_folder(profile.name))
-    return [_verdict(claim, metrics, profile.name, off) for claim in load_claims(notebook, profile)]
+    return [_verdict(claim, metrics, profile.name, off) for claim in claims]
 
 
 def dense_is_off(folder: Path) -> bool:
@@ -88,7 +94,7 @@ def _verdict(claim: Claim, metrics: dict[str, float], profile: str, off: bool = 
         right = metrics.get(claim.right) if compared else claim.right
         kind = _kind(claim, left, right)
     return Verdict(
-        **claim.model_dump(include={"id", "notebook", "claim", "source", "paper"}),
+        **claim.model_dump(include={"id", "notebook", "claim", "source", "paper", "cell"}),
         tolerance=claim.tolerance,
         verdict=kind,
         expected=profile in claim.expected,
