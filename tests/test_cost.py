@@ -45,26 +45,20 @@ def test_a_7b_model_on_a_gpu(machine, tmp_path):
     profile = load_profile("llama-7b-20")
     needed = cost.estimate(profile, on_device=True)
     # 13.5 GB of weights: dense, 80 % kept, 80 % in the making, and what is worked with.
-    assert needed.device == pytest.approx(13.48 * 2.6 + 0.9, rel=0.01)
+    assert needed.device == pytest.approx(13.48 * 2.6 + 1.0, rel=0.01)
     assert needed.download == pytest.approx(13.48 + 3.02, rel=0.01)
     line = cost.announce(profile, tmp_path)
     assert "Profile llama-7b-20: downloads up to 16.5 GB, needs 17 GB of memory, 36 GB on the GPU" in line
     assert "(an estimate)" in line
 
 
-@pytest.mark.parametrize(
-    ("method", "gigabytes"),
-    # Three covariances of 11,008 inputs in float64, twice, and one in the making, beside two models.
-    [("obs_ridge", 13.48 * 1.8 + 0.9 + 7 * 8 * 11008**2 / 1e9),
-     # 6.48 billion gradients, one batch's in float16 and their sums in float32, beside the dense model.
-     ("llm_pruner", 13.48 + 6.48 * 6)],
-)  # fmt: skip
-def test_methods_that_need_more(method, gigabytes, machine):
+def test_a_method_that_asks_for_gradients_needs_more(machine):
+    """6.48 billion of them, one batch's in float16 and their sums in float32, beside the dense model."""
     machine()
     profile = load_profile("llama-7b-20")
-    settings = {key: one.model_copy(update={"method": method}) for key, one in profile.settings.items()}
+    settings = {key: one.model_copy(update={"method": "llm_pruner"}) for key, one in profile.settings.items()}
     needed = cost.estimate(profile.model_copy(update={"settings": settings}), on_device=True)
-    assert needed.device == pytest.approx(max(gigabytes, 13.48 * 2.6 + 0.9), rel=0.03)
+    assert needed.device == pytest.approx(13.48 + 6.48 * 6 + 1.0, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *command], **options)
 
 
-@pytest.mark.parametrize("name", ["pretended_programs", "pretended_pruning", "pretended_uses", "pretended_memory"])
+@pytest.mark.parametrize("name", ["pretended_programs", "pretended_pruning", "pretended_uses"])
 def test_on_the_pretend_accelerator(name):
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"tests/{name}.py")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -1,10 +1,10 @@
 """What a run will download and need, said and checked before it starts.
 
-Sizes follow from the model's config. What the accelerator is to hold is what notebook 06 holds at its peak, within 15 %
-of what was counted on shapes small enough for it (tests/pretended_memory.py).
+Sizes follow from the model's config, roughly: to tell a run that cannot fit from one that can.
 """
 
 import errno
+import itertools
 import os
 import shutil
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 GB = 1e9
 LARGE = 1e9  # parameters from which on a run on the CPU has to be asked for
 BATCH = 8  # samples at a time, as prune() and perplexity() take them by default
+ROOM = 1.0  # GB for activations and statistics: hidden states of 4,096 tokens, one layer's matrices
 CONTEXT = 1.0  # GB of the GPU that its driver and its libraries take, and that lie between tensors
 TRAINED = 5_700 * 5.4e9  # tokens times parameters that an H200 trained in a second (data/gpu)
 INSTRUCTIONS = 50_000  # samples of cleaned Alpaca, about
@@ -119,59 +120,22 @@ def estimate(profile: Profile, on_device: bool) -> Estimate:
 
 
 def peak_memory(profile: Profile, model: "LlamaForCausalLM") -> float:
-    """Bytes of the models, activations and statistics that notebook 06 holds at its peak: the dense model, a pruned one
-    for every setting, one more in the making and what it is made with, or the logits of questions."""
-    from slimllm_nb.evaluation.zeroshot import LOGIT_BYTES
+    """Bytes of notebook 06 at its peak: the dense model, a pruned one for every setting, another one in the making,
+    and ROOM, or the logits of a batch, to work with. Or, of a method that asks for gradients, their sums in float32 and
+    one batch's, beside the models that are there."""
     from slimllm_nb.methods import as_method
-
-    weights, slimllm = sum(one.numel() for one in model.parameters()) * model.dtype.itemsize, as_method("slimllm")
-    logits, peaks, kept = _logit_bytes(profile, model), [], 0.0
-    for setting, left in zip(profile.settings.values(), _shares_left(profile), strict=True):
-        method = slimllm if setting.method is None else as_method(setting.method)
-        gradients, graph = _gradient_bytes(profile, model, method)
-        peaks.append(weights * (1 + kept) + gradients + graph)
-        peaks.append(weights * (1 + kept + left) + max(gradients + _working_bytes(profile, model, method), logits))
-        kept += left
-        peaks.append(weights * (1 + kept + left) + max(_working_bytes(profile, model, slimllm), logits))
-    peaks.append(weights * (1 + kept) + (LOGIT_BYTES if profile.zeroshot else 0))
-    return max(peaks)
-
-
-def _logit_bytes(profile: Profile, model: "LlamaForCausalLM") -> float:
-    """Perplexity's: in the weights' dtype, in float32, and their logarithms."""
-    tokens = BATCH * profile.evaluation.block_length
-    return tokens * model.config.vocab_size * (model.dtype.itemsize + 8)
-
-
-def _working_bytes(profile: Profile, model: "LlamaForCausalLM", method) -> float:
-    """What prune() holds beside its models: hidden states, activations, one layer's statistics."""
-    from slimllm_nb.pruning.statistics import COVARIANCES, SPLIT
-
-    asked, size, hidden = profile.calibration, model.dtype.itemsize, model.config.hidden_size
-    tokens, batch = asked.num_samples * asked.length, min(BATCH, asked.num_samples) * asked.length
-    channels = max(layer.mlp.gate_proj.out_features for layer in model.model.layers)
-    layer = size * sum(one.numel() for one in model.model.layers[0].parameters())
-    activations = tokens * channels * size
-    activations = activations if activations <= max(layer, 64 << 20) else batch * channels * size
-    needs = {name for part in method.channel_parts for name in part.needs}
-    covariances = 3 if needs & SPLIT else 1 if needs & COVARIANCES else 0
-    squares = 8 * channels**2 * (2 * covariances + 1) if covariances else 0
-    rows = batch * max(3 * 8 * hidden, 2 * 4 * channels)
-    return 3 * tokens * hidden * size + activations + rows + 4 * 8 * hidden**2 + squares
-
-
-def _gradient_bytes(profile: Profile, model: "LlamaForCausalLM", method) -> tuple[float, float]:
-    """Of a method that asks for gradients: their sums in float32; and one batch's gradients, or what its forward pass
-    keeps for them, which goes as they come."""
     from slimllm_nb.methods.gradients import gradient_names
 
-    names, size, config = gradient_names(method), model.dtype.itemsize, model.config
-    if not names:
-        return 0.0, 0.0
-    numbers = sum(layer.get_parameter(name).numel() for layer in model.model.layers for name in names)
-    tokens = min(BATCH, profile.calibration.num_samples) * profile.calibration.length
-    in_layers = config.num_hidden_layers * size * (22 * config.hidden_size + 4 * config.intermediate_size)
-    return 4 * numbers, max(size * numbers, tokens * (in_layers + 3 * 4 * config.vocab_size))
+    size, left = model.dtype.itemsize, _shares_left(profile)
+    weights = sum(one.numel() for one in model.parameters()) * size
+    tokens = BATCH * profile.evaluation.block_length
+    room = max(ROOM * GB, tokens * model.config.vocab_size * (size + 8))  # logits as they are, in float32, logarithms
+    peaks = [weights * (1 + sum(left) + max(left))]
+    for setting, before in zip(profile.settings.values(), itertools.accumulate(left, initial=0.0), strict=False):
+        names = gradient_names(as_method(setting.method or "slimllm"))
+        numbers = sum(layer.get_parameter(name).numel() for layer in model.model.layers for name in names)
+        peaks.append(weights * (1 + before) + (4 + size) * numbers)
+    return max(peaks) + room
 
 
 def _shares_left(profile: Profile) -> list[float]:
