@@ -54,9 +54,8 @@ def compare(
     chosen = named(methods)
     keys = list(profile.settings) if settings is None else [str(key) for key in settings]
     if unknown := [key for key in keys if key not in profile.settings]:
-        raise ValueError(
-            f"profile {profile.name} has no setting {', '.join(unknown)}; allowed: {', '.join(profile.settings)}"
-        )
+        wrong, allowed = ", ".join(unknown), ", ".join(profile.settings)
+        raise ValueError(f"profile {profile.name} has no setting {wrong}; allowed: {allowed}")
     if seeds < 1:
         raise ValueError(f"seeds is {seeds}; allowed: at least 1")
     bench = Bench(profile, protocol_of(profile, calibrate_on, judge_on, num_samples), progress)
