@@ -186,8 +186,11 @@ def test_the_card_names_the_model_that_was_pruned(finished):
 def test_a_profile_with_a_method_of_its_own(place):
     """In float16. Its model is pruned with it; a notebook that takes SlimLLM apart runs all the same."""
     chosen = ("02_head_importance", "03_channel_importance", "05_ratio_allocation", "06_evaluation")
-    done = reproduce(place, "own", *copied(place, "own-notebooks", *chosen))
+    done = reproduce(place, "own", *copied(place, "own-notebooks", *chosen), **PRETEND)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    verdicts = json.loads((place / "runs" / "own" / "results.json").read_text())["verdicts"]
+    verdicts = {one["id"]: one["verdict"] for one in verdicts}
+    assert verdicts["greedy-never-worse"] == "holds" and verdicts["greedy-lowers-perplexity-50"] == "not run"
     checkpoint = place / "runs" / "own" / "model"
     assert "pruned with the method mine" in (checkpoint / "README.md").read_text()
     report = json.loads((checkpoint / "pruning_report.json").read_text())

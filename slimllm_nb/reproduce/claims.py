@@ -37,7 +37,7 @@ def tolerances() -> dict[str, Tolerance]:
 def load_claims(notebook: str, profile: Profile) -> list[Claim]:
     """The claims that this notebook judges under this profile: those of claims.yaml in its order, then the numbers that
     the paper publishes for the profile's model. Raises: PaperError for a table or a row that is not there."""
-    claims = [*read_validated(CLAIMS, Claims, PaperError).root, *_published_claims(profile)]
+    claims = [*read_validated(CLAIMS, Claims, PaperError).root, *published_claims(profile)]
     claims = [one for one in claims if one.profiles is None or profile.name in one.profiles]
     return [one for one in claims if one.notebook == notebook]
 
@@ -64,7 +64,9 @@ def published_rows(table: str) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def _published_claims(profile: Profile) -> Iterator[Claim]:
+def published_claims(profile: Profile) -> Iterator[Claim]:
+    """The numbers that the paper publishes for the profile's model, or that it publishes none. Raises: PaperError for a
+    table or a row that is not there."""
     if profile.model == "embedded":
         return
     if profile.published is None:

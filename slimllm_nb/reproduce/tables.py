@@ -15,7 +15,7 @@ from pydantic import RootModel
 
 from slimllm_nb.files import write_text
 from slimllm_nb.reproduce.claim import Claim, PaperError
-from slimllm_nb.reproduce.claims import NAMES, NOTEBOOK, PAPER, TUNED, load_claims, make_claim, published_rows
+from slimllm_nb.reproduce.claims import NAMES, PAPER, make_claim, published_claims, published_rows
 from slimllm_nb.reproduce.pages import document, style_of
 from slimllm_nb.reproduce.profiles import PROFILES, Profile, load_profile, run_folder
 from slimllm_nb.reproduce.verdicts import Verdict, judge_claims
@@ -23,12 +23,9 @@ from slimllm_nb.settings import read_validated
 
 FIGURE, FIGURE_PROFILE = "figure2_mean_scale", "llama-7b-50"
 SCALES = {"attention_mean_scale": "attention", "ffn_mean_scale": "mlp"}
-SWEPT = {
-    "WikiText2": "wikitext2_ppl",
-    "PTB": "ptb_ppl",
-    "Avg": "average",
-}  # columns of Tables 4 to 7, and of the others
-NEEDS = {NOTEBOOK: "reproduce", TUNED: "reproduce", "sweep": "ablations", "figure": "reproduce"}  # make's target
+# A column of Tables 4 to 7 -> what the other tables call it.
+SWEPT = {"WikiText2": "wikitext2_ppl", "PTB": "ptb_ppl", "Avg": "average"}
+SWEEP = "make ablations"  # in the place of a notebook: where a claim's numbers come from
 
 
 class _Sweeps(RootModel):
@@ -53,7 +50,7 @@ def sweep_claims(profile: Profile) -> list[Claim]:
             for column, other in SWEPT.items() if owner == profile.name else ():
                 told = f"{NAMES.get(other.removesuffix('_ppl'), other)}: {label}"
                 kind, scale = ("average", 100) if other == "average" else ("perplexity", 1)
-                where = {"notebook": "sweep", "source": table.partition("_")[0].replace("table", "Table ")}
+                where = {"notebook": SWEEP, "source": table.partition("_")[0].replace("table", "Table ")}
                 numbers = f"{group}/{method}/{other}", float(row[column]) / scale, kind
                 place = (table, number, column)
                 name = f"{table.partition('_')[0]}-{number}-{other}"
@@ -87,18 +84,18 @@ def table_verdicts(profile: Profile) -> list[Verdict]:
         if (folder / name).is_file():
             for part in json.loads((folder / name).read_text(encoding="utf-8"))["metrics"].values():
                 metrics |= part
-    claims = [*load_claims(NOTEBOOK, profile), *load_claims(TUNED, profile)]
+    claims = [one for one in published_claims(profile) if one.cell]
     if profile.name == FIGURE_PROFILE:
         claims += _figure_claims(profile)
         metrics |= _scales(folder / profile.settings[profile.strongest].checkpoint / "pruning_report.json")
-    return judge_claims([one for one in claims if one.cell], metrics, profile) + sweep_verdicts(profile)
+    return judge_claims(claims, metrics, profile) + sweep_verdicts(profile)
 
 
 def _figure_claims(profile: Profile) -> list[Claim]:
     found = []
     for number, row in enumerate(published_rows(FIGURE)):
         for column, part in SCALES.items():
-            layer, where = int(row["layer_1based"]) - 1, {"notebook": "figure", "source": "Figure 2"}
+            layer, where = int(row["layer_1based"]) - 1, {"source": "Figure 2"}
             told, numbers = f"Mean scale of {part}, layer {layer}", (f"{part}/{layer}", float(row[column]), "scale")
             place = (FIGURE, number, column)
             found.append(make_claim(profile, f"scale-{part}-{layer}", told, row[column], *numbers, cell=place, **where))
@@ -138,7 +135,8 @@ def _page(table: str, title: str, holds: str, found: dict[tuple, tuple[Verdict, 
             verdict, profile = found.get((table, number, column), (None, None))
             cells.append(f"<td>{html.escape(text)}{_beside(verdict)}</td>")
             if verdict and verdict.left is None:
-                missing[f"make {NEEDS[verdict.notebook]} PROFILE={profile.name}"] = profile.model
+                command = SWEEP if verdict.notebook == SWEEP else "make reproduce"
+                missing[f"{command} PROFILE={profile.name}"] = profile.model
         lines.append(f"<tr>{''.join(cells)}</tr>")
     needs = "".join(f"<li>{html.escape(f'{model}: {command}')}</li>" for command, model in missing.items())
     return f"""<nav><a href="index.html">The report</a></nav>
@@ -160,10 +158,8 @@ def _beside(verdict: Verdict | None) -> str:
         as_it_is = f"{value:.2f} times as fast" if column.endswith("_s") else f"{value:.4g}"
         real = column.endswith(("_s", "_ppl", "_scale")) or SWEPT.get(column, "").endswith("_ppl")
         shown = as_it_is if real else f"{100 * value:.2f} %"
-    told = [
-        f'<br><span class="{style_of(verdict)}">{html.escape(one)}</span>' for one in (shown, verdict.verdict) if one
-    ]
-    return "".join(told)
+    lines = filter(None, (shown, verdict.verdict))
+    return "".join(f'<br><span class="{style_of(verdict)}">{html.escape(line)}</span>' for line in lines)
 
 
 def _code(markdown: str) -> str:
