@@ -8,6 +8,7 @@ SEEDS ?= 5
 COMPARE ?=
 SWEEP ?=
 TUNE ?=
+SITE ?= -b html
 OPTIONS ?=
 NOTEBOOKS ?= notebooks
 # A profile's run folder: its name, that of its file, is one that make can work with.
@@ -26,7 +27,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup reproduce quick test check tune compare ablations zeroshot gguf lab notebooks reference bench gpu results course sentencepiece assignments grade lint lock clean
+.PHONY: help setup reproduce quick test check tune compare ablations zeroshot gguf lab notebooks reference bench gpu results course sentencepiece site assignments grade lint lock clean
 
 help: ## list these targets
 	@echo "make TARGET, with the environment $(ENVIRONMENT):"
@@ -80,8 +81,8 @@ notebooks: setup ## run the committed notebooks again, top to bottom, and save t
 		$(PYTHON) -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False "$$notebook" || exit 1; \
 	done
 
-reference: setup ## keep the numbers of the embedded profile's run as those that tests and notebooks compare with
-	$(PYTHON) tools/reference.py
+reference: setup ## keep the numbers of a run as those that tests and notebooks compare with [PROFILE=embedded]
+	$(PYTHON) tools/reference.py --profile "$(PROFILE)"
 
 bench: setup ## time and memory of pruning, beside what they cannot be below [PARTS=prune,layer,literal,growth]
 	$(PYTHON) tools/bench.py $(if $(PARTS),--parts $(PARTS))
@@ -97,6 +98,11 @@ course: setup ## add what the assignments need to the environment
 
 sentencepiece: setup ## add what converting a SentencePiece tokenizer (Vicuna's) needs to the environment
 	@$(PYTHON) -m uv pip install --quiet --python $(PYTHON) --require-hashes -r requirements-sentencepiece.lock
+
+site: setup ## build the book of notebooks, guides and docstrings in runs/site; executes nothing [SITE="-b linkcheck" checks its links]
+	@$(PYTHON) -m uv pip install --quiet --python $(PYTHON) --require-hashes -r requirements-site.lock
+	$(PYTHON) -m sphinx $(SITE) -W --keep-going -q -c docs . runs/site
+	@echo "Written: runs/site (index.html)"
 
 assignments: course ## write the assignments' releases, solutions and autograder files to runs/course
 	$(PYTHON) tools/course.py release

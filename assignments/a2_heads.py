@@ -41,7 +41,9 @@ from slimllm_nb import calibration, heads, sources
 # %% [markdown]
 # ## Question 1: what a head contributes (3 points, 10 minutes)
 #
-# The attention output is linear in what the heads hand to `o_proj`: $Y = \sum_h P_h$ with $P_h = X_h W_O^h$, where $X_h$ is (tokens, head_dim) and $W_O^h$ is the head's share of the projection. In PyTorch `o_proj.weight` is stored the other way round, (hidden, heads * head_dim), head after head.
+# In head $h$ every token adds up the values of the tokens before it, weighted by the head's attention pattern $A_h$ (tokens, tokens): $X_h = A_h V_{g(h)}$. With grouped queries several heads read the same values: of $H$ heads and $G$ key/value heads, head $h$ reads $g(h) = \lfloor h / (H/G) \rfloor$. The attention output is linear in all of this: $Y = \sum_h P_h$ with $P_h = A_h V_{g(h)} W_O^h$, where $W_O^h$ is the head's share of the projection. In PyTorch `o_proj.weight` is stored the other way round, (hidden, heads * head_dim), head after head.
+#
+# From patterns, values and weight to every head's contribution $P_h$:
 
 # %% [raw]
 # # BEGIN QUESTION
@@ -53,11 +55,16 @@ from slimllm_nb import calibration, heads, sources
 
 
 # %%
-def contributions(x, weight):
-    """x (tokens, heads, head_dim), weight (hidden, heads * head_dim) -> (heads, tokens, hidden)."""
+def contributions(patterns, values, weight):
+    """patterns (heads, tokens, tokens), values (key_value_heads, tokens, head_dim), weight (hidden, heads * head_dim).
+
+    Returns (heads, tokens, hidden).
+    """
     # BEGIN SOLUTION
-    shares = weight.view(len(weight), x.shape[1], x.shape[2])
-    return torch.einsum("thd,ohd->hto", x, shares)
+    heads, head_dim = len(patterns), values.shape[2]
+    read = values.repeat_interleave(heads // len(values), dim=0)  # (heads, tokens, head_dim)
+    shares = weight.view(len(weight), heads, head_dim)
+    return torch.einsum("hts,hsd,ohd->hto", patterns, read, shares)
     # END SOLUTION
 
 
@@ -76,7 +83,7 @@ points: 1
 def test_shape(contributions):
     import torch
 
-    found = contributions(torch.ones(5, 2, 3), torch.ones(4, 6))
+    found = contributions(torch.ones(2, 5, 5), torch.ones(2, 5, 3), torch.ones(4, 6))
     assert found is not None, "contributions returned None: write its body"
     assert tuple(found.shape) == (2, 5, 4), (
         f"2 heads, 5 tokens, hidden 4: expected (2, 5, 4), found {tuple(found.shape)}"
@@ -90,13 +97,24 @@ hidden: true
 """  # END TEST CONFIG
 
 
-def test_adds_up(contributions):
+def test_as_transformers_adds_them_up(contributions):
     import torch
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaAttention
 
-    generator = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(5, 3, 2, generator=generator), torch.randn(4, 6, generator=generator)
-    off = (contributions(x, weight).sum(0) - x.flatten(1) @ weight.T).abs().max().item()
-    assert off < 1e-4, f"all heads together: expected the output of o_proj, found one that is off by {off:.3g}"
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=12, num_attention_heads=4, num_key_value_heads=2, head_dim=3)
+    config._attn_implementation = "eager"
+    attention, hidden = LlamaAttention(config, 0), torch.randn(1, 6, 12)
+    no_rotation = torch.ones(1, 6, 3), torch.zeros(1, 6, 3)
+    with torch.no_grad():
+        output, patterns = attention(hidden, no_rotation, None)
+        values = attention.v_proj(hidden).view(6, 2, 3).transpose(0, 1)
+        found = contributions(patterns[0], values, attention.o_proj.weight).sum(0)
+    off = (found - output[0]).abs().max().item()
+    assert off < 1e-5, (
+        f"4 heads on 2 key/value heads: expected transformers' output, found one that is off by {off:.3g}"
+    )
 
 
 # %%
@@ -109,9 +127,9 @@ hidden: true
 def test_each_head_its_own(contributions):
     import torch
 
-    x = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
+    values = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]])
     weight = torch.tensor([[1.0, 10.0, 100.0, 1000.0]])
-    found = contributions(x, weight).flatten().tolist()
+    found = contributions(torch.ones(2, 1, 1), values, weight).flatten().tolist()
     assert found == [21.0, 4300.0], f"two heads of width 2, one output: expected [21, 4300], found {found}"
 
 

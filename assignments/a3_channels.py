@@ -39,9 +39,9 @@ import torch
 from slimllm_nb import calibration, evaluation, pruning, sources
 
 # %% [markdown]
-# ## Question 1: the feature space (5 points, 20 minutes)
+# ## Question 1: how large the feature space really is (5 points, 20 minutes)
 #
-# Centre the MLP's outputs $Y$ (tokens, hidden) over the tokens and take the eigenvectors of $Y^\top Y$: directions, and how much the output varies along each of them. Sort the variances from the smallest to the largest. Compute in float64, with the eigendecomposition for symmetric matrices.
+# Centre the MLP's outputs $Y$ (tokens, hidden) over the tokens. The eigenvectors of $Y^\top Y$ are directions, the eigenvalues say how much the output varies along each of them. How many directions, and which, does it take to hold a given share of all the variance? Return the *smallest* set, the direction with the largest variance first. Compute in float64, with the eigendecomposition for symmetric matrices.
 
 # %% [raw]
 # # BEGIN QUESTION
@@ -53,14 +53,14 @@ from slimllm_nb import calibration, evaluation, pruning, sources
 
 
 # %%
-def feature_space(outputs):
-    """outputs (tokens, hidden) -> variances (hidden,), ascending, and directions (hidden, hidden).
-
-    A direction is a column.
-    """
+def leading_directions(outputs, share):
+    """outputs (tokens, hidden), 0 < share <= 1 -> (hidden, count): the fewest columns that hold this share."""
     # BEGIN SOLUTION
     centred = outputs.double() - outputs.double().mean(0)
-    return torch.linalg.eigh(centred.T @ centred)
+    variances, directions = torch.linalg.eigh(centred.T @ centred)
+    held = variances.flip(0).cumsum(0) / variances.sum()
+    count = int((held < share - 1e-12).sum()) + 1
+    return directions.flip(1)[:, :count]
     # END SOLUTION
 
 
@@ -76,13 +76,14 @@ points: 1
 """  # END TEST CONFIG
 
 
-def test_two_outputs(feature_space):
+def test_two_outputs(leading_directions):
     import torch
 
-    found = feature_space(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 3.0], [0.0, -3.0]]))
-    assert found is not None, "feature_space returned None: write its body"
-    variances = [round(one, 6) for one in found[0].tolist()]
-    assert variances == [2.0, 18.0], f"outputs that vary by 2 and 18: expected variances [2, 18], found {variances}"
+    outputs = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 3.0], [0.0, -3.0]])
+    found = leading_directions(outputs, 0.9)
+    assert found is not None, "leading_directions returned None: write its body"
+    counts = [leading_directions(outputs, share).shape[1] for share in (0.5, 0.9, 0.91)]
+    assert counts == [1, 1, 2], f"variances 2 and 18, shares 0.5, 0.9 and 0.91: expected 1, 1, 2, found {counts}"
 
 
 # %%
@@ -92,15 +93,13 @@ hidden: true
 """  # END TEST CONFIG
 
 
-def test_centred(feature_space):
+def test_centred(leading_directions):
     import torch
 
     rows = torch.randn(40, 4, generator=torch.Generator().manual_seed(0)).double()
-    expected = feature_space(rows)[0]
-    found = feature_space(rows + 100)[0]
-    off = ((found - expected).abs().max() / expected.max()).item()
-    assert off < 1e-8, (
-        f"the same outputs, all of them 100 higher: expected the same variances, found some that are off by {off:.3g} of the largest"
+    expected, found = (leading_directions(one, 0.8).shape[1] for one in (rows, rows + 100))
+    assert found == expected > 1, (
+        f"the same outputs, all of them 100 higher: expected the same number of directions, {expected}, found {found}"
     )
 
 
@@ -111,16 +110,18 @@ hidden: true
 """  # END TEST CONFIG
 
 
-def test_directions(feature_space):
+def test_directions(leading_directions):
     import torch
 
     rows = torch.randn(50, 5, generator=torch.Generator().manual_seed(1)).double() * torch.arange(1, 6)
-    variances, directions = feature_space(rows)
+    rows = rows - rows.mean(0) + 7
+    found = leading_directions(rows, 0.9)
     centred = rows - rows.mean(0)
-    off = ((centred @ directions).square().sum(0) - variances).abs().max().item()
-    assert off < 1e-8 * variances.max(), (
-        f"what the outputs vary along each direction: expected the variances, found values that are off by {off:.3g}"
-    )
+    held = (centred @ found).square().sum(0)
+    expected = torch.linalg.svdvals(centred).square()
+    off = (held / expected[: len(held)] - 1).abs().max().item()
+    assert off < 1e-8, f"what the outputs vary along each direction: expected the largest variances, off by {off:.3g}"
+    assert held.sum() >= 0.9 * expected.sum() > held[:-1].sum(), "expected the fewest directions that hold 90 %"
 
 
 # %% [raw]

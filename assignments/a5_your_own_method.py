@@ -60,7 +60,7 @@ for name in ALLOWED:
     print(f"{name}: {STATISTICS['channel_score'][name]}")
 
 # %% [markdown]
-# `input_...` are those of what enters `down_proj`, so there is one for every channel. It must not choose the same channels as SlimLLM does.
+# `input_...` are those of what enters `down_proj`, so there is one for every channel. It must choose neither the same channels as SlimLLM nor the same as notebook 08's score, the deviation of a channel times the L2 norm of its weights.
 
 # %% [raw]
 # # BEGIN QUESTION
@@ -80,8 +80,8 @@ my_score = None
 # END PROMPT
 # BEGIN SOLUTION NO PROMPT
 def my_score(input_variances, output_weight):
-    """What a channel adds to the output beside a constant: its deviation times the norm of its weights."""
-    return input_variances.sqrt() * output_weight.to(input_variances).norm(dim=0)
+    """How far a channel moves the outputs, added up over them: its deviation times the sum of its weights' sizes."""
+    return input_variances.sqrt() * output_weight.to(input_variances).abs().sum(dim=0)
 
 
 # END SOLUTION
@@ -165,11 +165,16 @@ def test_is_another_choice_and_looks_at_activations(my_score):
 
     model, ids = small()
     amount = {"pruning_ratio": 0.5, "pruned_layers": 3, "alpha": 0.0, "progress": False}
-    chosen = [
-        [line.kept_channels for line in prune(model, ids, **amount, method=method)[1].layers]
-        for method in ("slimllm", {"channel_score": my_score})
-    ]
-    assert chosen[0] != chosen[1], "expected other channels than SlimLLM's in some layer, found the same in all"
+
+    def notebook_08(input_variances, output_weight):
+        return input_variances.sqrt() * output_weight.norm(dim=0)
+
+    mine, slimllm, fluctuation = (
+        [line.kept_channels for line in prune(model, ids, **amount, method={"channel_score": score})[1].layers]
+        for score in (my_score, "feature_space", notebook_08)
+    )
+    assert mine != slimllm, "expected other channels than SlimLLM's in some layer, found the same in all"
+    assert mine != fluctuation, "expected other channels than notebook 08's score in some layer, found the same in all"
     activations = {"input_norms", "input_means", "input_variances", "mlp_input_norms"}
     needs = make_part("channel_score", "my_score", my_score).needs
     assert set(needs) & activations, (
@@ -206,8 +211,8 @@ literal_score = None
 def literal_score(input_variances, output_weight):
     scores = []
     for channel in range(len(input_variances)):
-        squares = [float(output_weight[output, channel]) ** 2 for output in range(len(output_weight))]
-        scores.append(math.sqrt(float(input_variances[channel])) * math.sqrt(sum(squares)))
+        sizes = [abs(float(output_weight[output, channel])) for output in range(len(output_weight))]
+        scores.append(math.sqrt(float(input_variances[channel])) * sum(sizes))
     return torch.tensor(scores, dtype=torch.float64)
 
 

@@ -1,7 +1,8 @@
 """Which attention heads matter: similarity of the output without them (paper section 4.1).
 
 The attention output is a sum of head contributions P_h = X_h W_O^h. For a set S of heads, sim(S) is the sum over the
-output dimensions of |Pearson correlation over tokens| between the contributions in S added up and the full output.
+output dimensions of the Pearson correlation over tokens, in absolute value, between the contributions in S added up and
+the full output.
 
 Closed form. Pearson needs covariances alone: with C_j[g, h] the covariance over tokens of the contributions of heads g
 and h to output j, cov(sum_S, full) = 1_S' C_j 1 and var(sum_S) = 1_S' C_j 1_S. And C_j[g, h] = W_g[j]' Sigma_gh W_h[j]
@@ -52,7 +53,7 @@ def _similarity(cov: Tensor, var_kept: Tensor, var_full: Tensor) -> Tensor:
 
 
 def similarity(covariance: Float[Tensor, "hidden heads heads"], kept: Int[Tensor, "kept"]) -> Float[Tensor, ""]:
-    """sim(S): sum over outputs of |Pearson| between the kept heads' summed contribution and the full output.
+    """sim(S): sum over outputs of the Pearson correlation of the kept heads' summed contribution with the full output.
 
     Between 0 and `hidden`. Paper eq. 3 (per output dimension, in absolute value, as in the authors' code).
     """

@@ -15,7 +15,7 @@ import nbformat
 from packaging.utils import canonicalize_name
 
 from slimllm_nb.files import write_text
-from test_ground import COURSE_LOCK, lock_entries
+from test_ground import LOCKS, lock_entries
 
 # Cells that start otter, run its checks, or show something that takes time and that no test looks at.
 NOT_GRADED = ("otter.Notebook", "grader.check", "half of layer", "after the search")
@@ -32,7 +32,7 @@ def only_new(file: Path) -> Path:
     installed = {canonicalize_name(one.name) for one in distributions()}
     lines = [
         " ".join([str(requirement), *(f"--hash={value.strip()}" for value in hashes)])
-        for requirement, hashes in lock_entries(COURSE_LOCK)
+        for requirement, hashes in lock_entries(LOCKS["course"])
         if canonicalize_name(requirement.name) not in installed
     ]
     write_text(file, "\n".join(lines) + "\n")

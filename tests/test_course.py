@@ -101,6 +101,12 @@ MISTAKES = [
         [("rows = rows.double()", "rows = rows.float()"), ("= rows.mean(0)", "= torch.zeros_like(rows[0])")],
         {"q4": 2},
     ),
+    (
+        A2,
+        "every head reads values of its own",
+        [(".repeat_interleave(heads // len(values), dim=0)", ".repeat(heads // len(values), 1, 1)")],
+        {"q1": 1},
+    ),
     (A2, "no centring", [("part - part.mean(0), full - full.mean(0)", "part, full")], {"q2": 3}),
     (A2, "correlation over outputs, not tokens", [("part.norm(dim=0)", "part.norm(dim=1)")], {"q2": 5}),
     (A2, "no absolute value", [(".sum(0).abs() / lengths", ".sum(0) / lengths")], {"q2": 1}),
@@ -139,7 +145,7 @@ MISTAKES = [
         "the published score under another name",
         [
             (
-                "input_variances.sqrt() * output_weight.to(input_variances).norm(dim=0)",
+                "input_variances.sqrt() * output_weight.to(input_variances).abs().sum(dim=0)",
                 "torch.arange(len(input_variances)).double()",
             )
         ],

@@ -9,13 +9,16 @@ import torch
 from slimllm_nb.exercises import check
 from test_ground import ROOT
 
-WITH_EXERCISES = [
-    "01_calibration",
-    "02_head_importance",
-    "03_channel_importance",
-    "04_regression_recovery",
-    "05_ratio_allocation",
-]
+WITH_EXERCISES = {
+    "01_calibration": 2,
+    "02_head_importance": 2,
+    "03_channel_importance": 2,
+    "04_regression_recovery": 2,
+    "05_ratio_allocation": 2,
+    "06_evaluation": 1,
+    "07_ablations": 1,
+    "08_your_own_method": 1,
+}
 
 MISTAKES = {
     "my_norms": ("return sum(batch.norm(dim=0) for batch in batches)", "Case 2 of 3: expected "),
@@ -29,12 +32,15 @@ MISTAKES = {
         r"Case \d of 4: expected -1, found \d",
     ),
     "my_varying_magnitude": ("return activations.std(dim=0) * len(activations) ** 0.5 * direction", "Case 1 of 3"),
-    "my_lengths": (
-        "v, d = torch.linalg.eigh(scatter)\n    f = d @ torch.diag(torch.sigmoid(v / v.mean())) @ d.T\n"
-        "    return ((f @ down_weight) * down_weight).sum(dim=0).sqrt()",
+    "my_direction": (
+        "v, d = torch.linalg.eigh(scatter)\n    return (torch.sigmoid(v) * (down_weight.T @ d)).norm(dim=1)",
         "Case 1 of 3: expected ",
     ),
-    "my_folded": ("return scale[:, None] * weight, bias + shift", "Case 1 of 2: value 2: expected "),
+    "my_fit": (
+        "scale = full_output.std(0) / kept_output.std(0)\n"
+        "    return scale, full_output.mean(0) - scale * kept_output.mean(0)",
+        "Case 1 of 3: value 1: expected ",
+    ),
     "my_unexplained": (
         "x, y = kept_output, full_output\n"
         "    return 1 - (x * y).sum(0).square() / (x.square().sum(0) * y.square().sum(0))",
@@ -43,6 +49,20 @@ MISTAKES = {
     "my_ratios": (
         "inner = torch.softmax(alpha * similarity, dim=0) * mean_ratio * len(similarity)\n"
         "    inner[[0, -1]] = 0\n    return inner",
+        "Case 1 of 3: expected ",
+    ),
+    "my_perplexity": (
+        "return (-log_probabilities.gather(1, block[:, None])).mean().exp()",
+        "Case 1 of 2: expected ",
+    ),
+    "my_interval": (
+        "half = student * ratios.std(ddof=1) / len(ratios) ** 0.5\n"
+        "    return tuple(100 * (one - 1) for one in (ratios.mean(), ratios.mean() - half, ratios.mean() + half))",
+        "Case 1 of 3: value 1: expected ",
+    ),
+    "my_largest_share": (
+        "parts = output_weight.abs() * input_variances.sqrt()\n"
+        "    return (parts / parts.sum(dim=1, keepdim=True)).amax(dim=0)",
         "Case 1 of 3: expected ",
     ),
     "my_counts": ("return round(ratio * heads), round(ratio * channels)", "Case 3 of 5: value 1: expected 7, found 8"),
@@ -75,7 +95,9 @@ def notebook(request):
             exec(cell.source, names)
     (setup,) = (cell.source for cell in code if "exercise-setup" in cell.metadata.get("tags", []))
     exec(setup, names)
-    return exercises(request.param), names
+    found = exercises(request.param)
+    assert len(found) == WITH_EXERCISES[request.param]
+    return found, names
 
 
 def said(names: dict, function: str, asked: str, capsys) -> str:
@@ -88,7 +110,6 @@ def said(names: dict, function: str, asked: str, capsys) -> str:
 
 def test_solutions_pass_and_stubs_do_not(notebook, capsys):
     found, names = notebook
-    assert len(found) == 2
     for name, stub, asked, solution in found:
         assert said(names, stub, asked, capsys) == f"{name}: not written yet (it returns None)"
         assert re.fullmatch(rf"{name}: passed, \d cases", said(names, solution, asked, capsys))

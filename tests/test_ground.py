@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import runpy
 import subprocess
 import tomllib
 from pathlib import Path
@@ -17,9 +18,11 @@ import slimllm_nb
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
-COURSE_LOCK = (ROOT / "requirements-course.lock").read_text()
-DATA_LOCK = (ROOT / "requirements-data.lock").read_text()
-NOT_LOCKED = {"llama-cpp", "course", "sentencepiece"}  # compiled where it is installed; in locks of their own
+# What is installed into the same environment, and a package that each of them is there for.
+OWN_LOCKS = {"course": "otter-grader", "sentencepiece": "sentencepiece", "site": "myst-nb"}
+LOCKS = {"all": LOCK}
+LOCKS |= {name: (ROOT / f"requirements-{name}.lock").read_text() for name in (*OWN_LOCKS, "data")}
+NOT_LOCKED = {"llama-cpp", *OWN_LOCKS}  # compiled where it is installed; in locks of their own
 NOTEBOOKS = [
     "00_overview",
     "01_calibration",
@@ -53,30 +56,31 @@ def comparable(requirement: Requirement) -> tuple[str, str, str]:
     return canonicalize_name(requirement.name), str(requirement.specifier), str(requirement.marker)
 
 
-@pytest.mark.parametrize("lock, least", [(LOCK, 100), (COURSE_LOCK, 50), (DATA_LOCK, 2)], ids=["all", "course", "data"])
-def test_every_entry_of_a_lock_is_exact_and_has_hashes(lock, least):
+@pytest.mark.parametrize("lock", LOCKS.values(), ids=LOCKS)
+def test_every_entry_of_a_lock_is_exact_and_has_hashes(lock):
     entries = lock_entries(lock)
-    assert len(entries) > least
+    assert len(entries) >= 2
     for requirement, hashes in entries:
         assert re.fullmatch(r"==[\w.+!]+", str(requirement.specifier)), requirement
         assert hashes and all(re.fullmatch(r"sha256:[0-9a-f]{64}", value.strip()) for value in hashes), requirement
         assert requirement.url is None
 
 
-@pytest.mark.parametrize("lock", [LOCK, COURSE_LOCK, DATA_LOCK], ids=["all", "course", "data"])
+@pytest.mark.parametrize("lock", LOCKS.values(), ids=LOCKS)
 def test_a_lock_names_no_host_or_path(lock):
     assert "://" not in lock
     assert "find-links" not in lock and "index-url" not in lock
     assert not MACHINE_PATH.search(lock)
 
 
-def test_the_courses_lock_changes_no_version():
+@pytest.mark.parametrize(("name", "wanted"), OWN_LOCKS.items())
+def test_a_lock_of_its_own_changes_no_version(name, wanted):
     """So that its packages can be added to the environment that the two commands make."""
     versions = {comparable(requirement)[:2] for requirement, _ in lock_entries(LOCK)}
     names = {name for name, _ in versions}
-    course = {comparable(requirement)[:2] for requirement, _ in lock_entries(COURSE_LOCK)}
-    assert {pin for pin in course if pin[0] in names} <= versions
-    assert "otter-grader" in {name for name, _ in course} - names
+    own = {comparable(requirement)[:2] for requirement, _ in lock_entries(LOCKS[name])}
+    assert {pin for pin in own if pin[0] in names} <= versions
+    assert wanted in {name for name, _ in own} - names
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
@@ -190,10 +194,17 @@ def test_notebook_has_outputs_that_are_compared(notebook):
     assert all(cell["outputs"] for cell in cells)
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "CHANGELOG.md", "docs/paper.md", "docs/results.md", "docs/your-model.md"]
-)
+PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "assignments/README.md", "data/paper/README.md"]
+PAGES += ["docs/api.md", "docs/paper.md", "docs/results.md", "docs/your-model.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_of_a_page_lead_to_files(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_the_site_holds_every_notebook_and_page():
+    contents = [page for pages in runpy.run_path(str(ROOT / "docs" / "conf.py"))["CONTENTS"].values() for page in pages]
+    assert sorted(contents) == sorted([*(f"notebooks/{name}" for name in NOTEBOOKS), *(one[:-3] for one in PAGES[1:])])

@@ -1,7 +1,7 @@
 """The committed notebooks, run again: the same text in the cells that are compared, metrics within a tolerance.
 
 nbval compares text to the letter, so the cells it checks print no measured number; those are compared here, in the
-result file that the notebook wrote, with tests/reference. Each notebook runs once, which is most of this suite's time.
+result file that the notebook wrote, with data/results. Each notebook runs once, which is most of this suite's time.
 `make reference` takes the results of `make reproduce` as the new reference.
 """
 
@@ -16,9 +16,10 @@ import pytest
 from slimllm_nb import sources
 from slimllm_nb.reproduce import judge, load_claims, load_profile
 from slimllm_nb.reproduce.check import run_nbval
+from slimllm_nb.reproduce.kept import kept_results
 from test_ground import NOTEBOOKS, ROOT
 
-REFERENCE = ROOT / "tests" / "reference"
+REFERENCE, _ = kept_results("embedded")
 SECONDS_PER_CELL = 1200
 FEWEST_COMPARED = 4
 
@@ -110,11 +111,9 @@ def test_metrics_are_those_of_the_reference(checked, runs):
     notebook, _, _ = checked
     result = runs / "embedded" / "results" / f"{notebook.stem}.json"
     assert result.is_file(), f"{notebook.name} wrote no result"
-    reference = REFERENCE / result.name
-    assert reference.is_file(), f"{reference.relative_to(ROOT)} is missing: make reproduce, then make reference"
-    found, expected = (json.loads(path.read_text(encoding="utf-8")) for path in (result, reference))
-    assert found["profile"] == expected["profile"] == "embedded"
-    assert not (lines := differences(found["metrics"], expected["metrics"])), "\n".join(lines)
+    found, expected = json.loads(result.read_text(encoding="utf-8")), REFERENCE[notebook.stem]
+    assert found["profile"] == "embedded"
+    assert not (lines := differences(found["metrics"], expected)), "\n".join(lines)
 
 
 @pytest.mark.notebook
@@ -157,20 +156,19 @@ def test_differences_of_metrics_are_named():
 def test_no_verdict_changes_within_the_tolerances():
     """Else a machine that rounds differently would pass here and fail where the verdicts are compared."""
     embedded = load_profile("embedded")
-    for path in REFERENCE.glob("*.json"):
-        metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"]
-        expected = {one.id: one.verdict for one in judge(path.stem, metrics, embedded)}
+    for notebook, metrics in REFERENCE.items():
+        expected = {one.id: one.verdict for one in judge(notebook, metrics, embedded)}
         allowed = {name: max(tolerance(name)["rel"] * abs(v), tolerance(name)["abs"]) for name, v in metrics.items()}
-        claims = {claim.id: claim for claim in load_claims(path.stem, embedded)}
+        claims = {claim.id: claim for claim in load_claims(notebook, embedded)}
         for signs in product((-1, 1), repeat=2):
             for claim in claims.values():
                 moved = dict(metrics)
                 for name, sign in zip((claim.left, claim.right), signs, strict=True):
                     if name in moved:
                         moved[name] += sign * allowed[name]
-                found = {one.id: one.verdict for one in judge(path.stem, moved, embedded)}
+                found = {one.id: one.verdict for one in judge(notebook, moved, embedded)}
                 assert found[claim.id] == expected[claim.id], (claim.id, signs)
 
 
-def test_every_reference_belongs_to_a_notebook():
-    assert {path.stem for path in REFERENCE.glob("*.json")} <= set(NOTEBOOKS)
+def test_kept_results_are_those_of_all_notebooks():
+    assert set(REFERENCE) == set(NOTEBOOKS)

@@ -1,13 +1,14 @@
 """Figures: what is drawn, not that something is."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from slimllm_nb import plots
+from slimllm_nb import channels, plots
 
 
 def size_of(picture):
@@ -70,8 +71,8 @@ def test_curves_draw_a_spread_at_each_point():
 def test_a_picture_is_small_and_of_fixed_size():
     picture = plots.curves(range(50), {"a": range(50)}, "t", "x", "y")
     bundle = picture._repr_mimebundle_()
-    assert size_of(picture) == (560, 256)
-    assert len(bundle["image/png"]) < 25_000
+    assert size_of(picture) == (805, 368)
+    assert len(bundle["image/png"]) < 30_000
 
 
 def test_reference_lines_are_drawn_and_named():
@@ -101,12 +102,47 @@ def test_histograms_count_or_share():
     assert heights == [[1, 30], pytest.approx([0.5, 1.0])]
 
 
-def test_the_decoder_layer_marks_the_two_projections_and_names_the_widths():
-    picture = plots.decoder_layer({"hidden": 64, "heads": 4, "intermediate": 1200})
-    texts = {text.get_text(): text for text in picture.axes[0].texts}
-    assert {"64 wide", "4 heads", "1,200 channels"} <= texts.keys()
-    marked = {name for name, text in texts.items() if (box := text.get_bbox_patch()) and box.get_linewidth() == 2}
-    assert marked == {"o_proj", "down_proj"}
+def test_the_decoder_layer_marks_the_two_projections_and_prunes_key_value_heads_with_their_last_query_head():
+    widths = {"hidden": 64, "heads": 4, "key/value heads": 2, "intermediate": 1200}
+    hatched = []
+    for groups in (2, 4):
+        picture = plots.decoder_layer(widths | {"key/value heads": groups})
+        texts = {text.get_text(): text for text in picture.axes[0].texts}
+        assert {"4 query heads", f"{groups} key/value heads", "1,200 channels"} <= texts.keys()
+        marked = {name for name, text in texts.items() if (box := text.get_bbox_patch()) and box.get_linewidth() == 2}
+        assert marked == {"o_proj", "down_proj"}
+        hatched.append(sum(bool(patch.get_hatch()) for patch in picture.axes[0].patches))
+    assert hatched == [1 + 4, 2 + 2 + 4]  # query heads, key/value heads, channels
+
+
+def test_drawings_of_a_toy_show_its_numbers():
+    (axes,) = plots.exchange([0, 2], 4, torch.tensor([3.0, 5.0]), before=4.0).axes
+    assert [bar.get_height() for bar in axes.patches] == [3, 5]
+    assert (
+        axes.figure.get_suptitle() == "Head 4 is tried in the place of every kept head, and takes the place of head 2"
+    )
+    assert plots.exchange([0], 1, [3.0], before=4.0).get_suptitle().endswith("stays out")
+    cloud = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) @ torch.tensor([[3.0, 1], [0, 1]])
+    row, scatter = torch.tensor([1.0, 2.0]), (cloud - cloud.mean(0)).double().T @ (cloud - cloud.mean(0)).double()
+    title = plots.feature_space(cloud, row).axes[1].get_title()
+    expected = channels.direction_importance(scatter, row[:, None].double()).item()
+    assert title == f"feature space: weighted length {expected:.2f}"
+    line = plots.fitted_line([0.0, 2.0], [1.0, 5.0], 2.0, 1.0).axes[0].lines[1]
+    assert line.get_xydata().tolist() == [[0, 1], [2, 5]]
+    _, right = plots.kept_of_layers({"heads": [1.0, 0.5], "channels": [1.0, 0.25]}).axes
+    assert [bar.get_height() for bar in right.patches] == [1, 0.25, 0, 0.75]
+    for picture in (plots.pruning_walk(), plots.method_steps()):
+        assert size_of(picture)[0] == 805
+
+
+def test_a_slider_draws_again_into_the_same_place(monkeypatch):
+    shown, handle = [], SimpleNamespace(update=lambda picture: shown.append(picture.get_suptitle()))
+    monkeypatch.setattr("IPython.display.display", lambda what, **_: shown.append(what) or handle)
+    plots.with_sliders(lambda a: plots.curves([1, 2], {"a": [a, a]}, f"a = {a}", "x", "y"), a=(0.0, 10.0, 3.0))
+    picture, box = shown
+    assert picture.get_suptitle() == "a = 3.0"
+    box.children[0].value = 5.0
+    assert shown[2:] == ["a = 5.0"]
 
 
 def test_ratio_intervals_have_ticks_however_narrow_they_are():
@@ -121,3 +157,9 @@ def test_ratio_intervals_have_ticks_however_narrow_they_are():
     points, _, bars = left.containers[0]
     assert points.get_xdata().tolist() == [0.9, 1.2]
     assert bars[0].get_segments()[0][:, 0].tolist() == pytest.approx([0.8, 1.1])
+
+
+def test_a_ratio_far_above_the_others_is_written_at_the_edge():
+    rows = {f"row {index}": (1 + index / 50, 0.9, 1.2) for index in range(6)} | {"far": (9.87, 5.0, 20.0)}
+    (axes,) = plots.ratio_intervals({"50 %": {"news": rows}}, "t", "x").axes
+    assert axes.get_xlim()[1] < 3 and [text.get_text() for text in axes.texts] == ["9.87 →"]

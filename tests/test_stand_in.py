@@ -185,7 +185,7 @@ def test_the_card_names_the_model_that_was_pruned(finished):
 
 def test_a_profile_with_a_method_of_its_own(place):
     """In float16. Its model is pruned with it; a notebook that takes SlimLLM apart runs all the same."""
-    chosen = ("02_head_importance", "03_channel_importance", "05_ratio_allocation", "06_evaluation")
+    chosen = ("02_head_importance", "06_evaluation")
     done = reproduce(place, "own", *copied(place, "own-notebooks", *chosen), **PRETEND)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     verdicts = json.loads((place / "runs" / "own" / "results.json").read_text())["verdicts"]
@@ -216,9 +216,10 @@ def test_a_spoilt_tokenizer_stops_the_run_before_anything_is_pruned(place):
 
 
 def test_the_papers_ablations_are_measured_and_judged(place):
-    """The plan of llama-7b-50, on the stand-in under that name."""
+    """The plan of llama-7b-50, on the stand-in under that name; one zero-shot task in the place of seven."""
+    task = {"zeroshot": {"tasks": ["piqa"]}, "dtype": "float32"}
     setting = {"50": {"pruning_ratio": 0.55, "pruned_layers": 6, "alpha": 7, "checkpoint": "model"}}
-    write_profile(place, "llama-7b-50", "stand-in/llama", settings=setting, published=None)
+    write_profile(place, "llama-7b-50", "stand-in/llama", settings=setting, published=None, **task)
     command = make("ablations", f"PROFILE={place / 'llama-7b-50.yaml'}", "SWEEP=--workers 1")
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

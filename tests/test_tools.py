@@ -18,8 +18,10 @@ from slimllm_nb.comparison.kept import Kept, kept_ablations
 from slimllm_nb.comparison.table import Row
 from slimllm_nb.evaluation.zeroshot import ZeroShotError
 from slimllm_nb.files import ROOT
-from slimllm_nb.reproduce import kept
+from slimllm_nb.reproduce import by_kind, kept, load_profile
+from slimllm_nb.reproduce.verdicts import NOT_PUBLISHED, NOT_RUN, TITLES
 from test_gguf_file import make
+from test_ground import NOTEBOOKS
 
 
 @pytest.fixture
@@ -54,23 +56,32 @@ def test_zeroshot_without_network_says_so(runs, monkeypatch, capsys):
 
 
 def test_reference_keeps_what_a_run_left(runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(reference, "ROOT", tmp_path)
-    monkeypatch.setattr(reference, "ZEROSHOT", tmp_path / "zeroshot")
-    monkeypatch.setattr(reference, "ABLATIONS", tmp_path / "ablations")
-    for folder in ("notebooks", "tests/reference"):
-        (tmp_path / folder).mkdir(parents=True)
-    for name in ("01_first", "02_second"):
-        (tmp_path / "notebooks" / f"{name}.ipynb").touch()
-    (tmp_path / "tests/reference/00_gone.json").touch()
-    (runs / "results").mkdir(parents=True)
-    (runs / "results" / "01_first.json").write_text('{"metrics": {"b": 1.0, "a": 2.0}}')
+    for name in ("RESULTS", "ZEROSHOT", "ABLATIONS"):
+        monkeypatch.setattr(reference, name, tmp_path / name)
+    assert reference.main([]) == 1
+    assert f"Nothing to keep: {runs} holds no results" in capsys.readouterr().err
+    runs.mkdir(parents=True)
+    (runs / "results.json").write_text('{"metrics": {"01_first": {"b": 1.0, "a": 2.0}}, "seconds": {}}')
     (runs / "zeroshot.json").write_text('{"rows": []}')
-    assert reference.main() == 1
-    assert "Not run, reference left as it was: 02_second" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "tests/reference").iterdir()] == ["01_first.json"]
-    written = json.loads((tmp_path / "tests/reference/01_first.json").read_text())
-    assert written == {"profile": "embedded", "metrics": {"a": 2.0, "b": 1.0}}
-    assert (tmp_path / "zeroshot" / "embedded.json").read_text() == '{"rows": []}'
+    assert reference.main([]) == 0
+    monkeypatch.setattr(kept, "RESULTS", tmp_path / "RESULTS")
+    metrics, when = kept.kept_results("embedded")
+    assert metrics == {"01_first": {"a": 2.0, "b": 1.0}} and when.startswith("at commit ")
+    assert (tmp_path / "ZEROSHOT" / "embedded.json").read_text() == '{"rows": []}'
+    assert not (tmp_path / "ABLATIONS").exists()
+
+
+def test_a_scoreboard_has_every_claim_and_says_what_was_not_run(monkeypatch, tmp_path):
+    profile = load_profile("embedded")
+    found, when = kept.scoreboard(profile)
+    assert when.startswith("at commit ") and {one.notebook for one in found} <= set(NOTEBOOKS)
+    assert [list(by_kind(found)), len(found)] == [list(TITLES.values()), sum(map(len, by_kind(found).values()))]
+    of_paper = by_kind(found)["What the paper publishes"]
+    assert not any(one.paper == "no such row" or one.verdict in (NOT_RUN, NOT_PUBLISHED) for one in of_paper)
+    monkeypatch.setattr(kept, "RESULTS", tmp_path)
+    again, when = kept.scoreboard(profile)
+    assert when.startswith("never") and len(again) == len(found)
+    assert {one.verdict for one in again if one.difference is None} == {NOT_RUN}
 
 
 def test_kept_accuracies_tell_when_they_were_measured(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Write requirements.lock (every version with its hashes), environment.yml (the same versions for conda users),
 requirements-data.lock (the packages that hold the embedded model and texts, without their dependencies), and a lock for
-each extra that the two commands do not need: requirements-course.lock, requirements-sentencepiece.lock.
+each extra that the two commands do not need: requirements-course.lock, -sentencepiece.lock and -site.lock.
 
 No file names a machine or a package index. Versions already locked are kept where pyproject.toml allows them;
 delete requirements.lock first to take the newest ones.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from slimllm_nb.files import ROOT, write_text
 
-LOCK, OWN_LOCK = ROOT / "requirements.lock", ("course", "sentencepiece")
+LOCK, OWN_LOCK = ROOT / "requirements.lock", ("course", "sentencepiece", "site")
 ENVIRONMENT = ROOT / "environment.yml"
 NOT_LOCKED = {"llama-cpp", *OWN_LOCK}  # compiled where it is installed; in locks of their own
 HEADER = """\

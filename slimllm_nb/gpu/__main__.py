@@ -1,7 +1,7 @@
 """What a GPU proves, without the internet: make gpu, or python -m slimllm_nb.gpu [--parts equal,large] [--small]
 
 equal       heads and channels that every method keeps, on the CPU and twice on the GPU, small models
-embedded    the embedded model at both settings in three dtypes: what is kept, perplexity against tests/reference
+embedded    the embedded model at both settings in three dtypes: what is kept, perplexity against data/results
 notebooks   00 to 06 on the GPU, through papermill where it is installed, else their cells one after the other
 large       random weights in LLaMA-7B's shape: forward pass, prune() by four methods, bit for bit twice, memory
 disk        prune_checkpoint() of eight such layers with 6 GiB of the GPU

@@ -2,7 +2,6 @@
 
 import gc
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from slimllm_nb.evaluation.speed import FIRST_TOKEN, measure_speed
 from slimllm_nb.files import ROOT
 from slimllm_nb.methods import method_names
 from slimllm_nb.recipe import Recipe
+from slimllm_nb.reproduce.kept import kept_results
 from slimllm_nb.reproduce.profiles import load_profile
 from slimllm_nb.tuning import tune, tuning_bytes
 
@@ -118,8 +118,8 @@ def _equal(asked: Asked) -> dict[str, bool]:
 
 
 def embedded(asked: Asked) -> dict:
-    profile, metrics = load_profile("embedded"), ROOT / "tests" / "reference" / "06_evaluation.json"
-    reference = json.loads(metrics.read_text(encoding="utf-8"))["metrics"] if metrics.is_file() else {}
+    profile, (metrics, _) = load_profile("embedded"), kept_results("embedded") or ({}, "")
+    reference = metrics.get("06_evaluation", {})
     keys = [profile.mildest] if asked.small else list(profile.settings)
     whole = profile.calibration.num_samples, None, profile.evaluation.max_tokens
     samples, corpora, tokens = (2, 1, 256) if asked.small else whole
@@ -145,7 +145,7 @@ def embedded(asked: Asked) -> dict:
             for corpus, one in blocks.items():
                 line[f"perplexity, {corpus}"] = value = evaluation.perplexity(smaller, one, progress=False)
                 if (expected := reference.get(f"ppl_{key}_slimllm_{corpus}")) and not asked.small:
-                    line[f"off tests/reference, {corpus}"] = value / expected - 1
+                    line[f"off data/results, {corpus}"] = value / expected - 1
             found[f"{key} %, {str(dtype).removeprefix('torch.')}"] = line
     return found
 

@@ -30,9 +30,11 @@ def heat_map(
     unit: str = "",
     signed: bool = False,
     marks: Sequence[tuple[int, int]] = (),
+    columns: Sequence[int | str] = (),
 ) -> Picture:
     """values (rows, columns) as colours, `unit` beside their scale; `signed` gives a diverging palette centred at zero.
-    `marks`: the (row, column) cells that get a cross, such as what is pruned. Rows count from the top."""
+    `marks`: the (row, column) cells that get a cross, such as what is pruned. `columns`: their names, on the axis; else
+    they are counted. Rows count from the top."""
     table = as_numbers(values) if hasattr(values, "detach") else np.asarray(values, dtype=float)
     height = float(np.clip(1.4 + 0.13 * len(table), 2.6, 6.5))
     picture, (axes,) = new_picture(title, size=(SIZE[0], height))
@@ -43,12 +45,14 @@ def heat_map(
     scale.set_label(unit, fontsize=9)
     scale.ax.tick_params(labelsize=8)
     if len(marks):
-        rows, columns = zip(*marks, strict=True)
+        down, across = zip(*marks, strict=True)
         for colour, width in (("black", 3), ("white", 1.3)):  # to be seen on dark and on light cells
-            axes.scatter(columns, rows, marker="x", s=22, linewidths=width, color=colour)
+            axes.scatter(across, down, marker="x", s=22, linewidths=width, color=colour)
     axes.grid(False)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
+    if len(columns):
+        axes.set_xticks(range(len(columns)), columns, rotation=90)
     finish(axes, xlabel, ylabel)
     return picture
 

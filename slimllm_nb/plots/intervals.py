@@ -12,19 +12,31 @@ def ratio_intervals(
     panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, float, float]]]], title: str, xlabel: str
 ) -> Picture:
     """{panel: {series: {row: (ratio, low, high)}}}: panels side by side, a row for each name from the top, the series
-    apart by colour and mark, on a logarithmic axis with a line at 1. An interval that is NaN is not drawn."""
+    apart by colour and mark, on a logarithmic axis with a line at 1. An interval that is NaN is not drawn. A few ratios
+    far above all others would leave the others no room: they are written at the right edge."""
     names = list(dict.fromkeys(name for series in panels.values() for rows in series.values() for name in rows))
     height = 1.3 + 0.42 * len(names)
     picture, axes = new_picture(title, columns=len(panels), size=(SIZE[0] + 1.6, max(height, 2.2)))
     for one, (panel, series) in zip(axes, panels.items(), strict=True):
         one.axvline(1, color="0.3", linewidth=1.2, linestyle="--")
+        limit = 2 * max(1, np.quantile([ratio for rows in series.values() for ratio, *_ in rows.values()], 0.75))
+        far: dict[float, list[str]] = {}
         for index, (label, rows) in enumerate(series.items()):
             heights = [names.index(name) + (index - (len(series) - 1) / 2) * 0.22 for name in rows]
+            for height, (ratio, *_) in zip(heights, rows.values(), strict=True):
+                if ratio > limit:
+                    far.setdefault(round(height), []).append(f"{ratio:.3g}")
             ratios, low, high = np.array(list(rows.values())).reshape(-1, 3).T
+            ratios = np.where(ratios > limit, np.nan, ratios)
             errors = np.nan_to_num([ratios - low, high - ratios])
             style = {"color": PALETTE[index], "marker": MARKERS[index % len(MARKERS)], "markersize": 5, "capsize": 2}
             one.errorbar(ratios, heights, xerr=errors, linestyle="", label=label, **style)
         one.set_xscale("log")
+        if far:
+            one.set_xlim(right=limit)
+        for height, values in far.items():
+            style = {"fontsize": 7.5, "ha": "right", "va": "center", "color": "0.2"}
+            one.text(0.98 * limit, height, f"{', '.join(values)} →", **style)
         left, right = one.get_xlim()
         if right / left < 4:  # 1, 2, 5 would leave one tick
             one.xaxis.set_major_locator(MaxNLocator(5))

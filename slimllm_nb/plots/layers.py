@@ -1,4 +1,4 @@
-"""Figures with the decoder layers along an axis, and a drawing of one layer."""
+"""Figures with the decoder layers along an axis."""
 
 from collections.abc import Mapping, Sequence
 
@@ -65,29 +65,3 @@ def _draw_layers(axes: Axes, lines: Mapping[str, Values], reference: Mapping[str
 def _columns(lines: Mapping[str, Values]) -> list[Sequence]:
     columns = [as_numbers(values) for values in lines.values()]
     return [range(len(columns[0])), *columns]
-
-
-def decoder_layer(widths: Mapping[str, int]) -> Picture:
-    """A LLaMA decoder layer as boxes, from the residual stream on the left and back to it on the right; the two
-    projections that pruning looks at are marked. `widths`: hidden, heads and intermediate, written at the arrows."""
-    picture, (axes,) = new_picture("One decoder layer: what is pruned meets the rest in o_proj and down_proj")
-    axes.set(xlim=(0, 10), ylim=(-0.35, 4.1))
-    axes.axis("off")
-    hidden, heads, intermediate = (f"{widths[name]:,}" for name in ("hidden", "heads", "intermediate"))
-    rows = {
-        3.1: ("attention", ["norm", "q_proj\nk_proj\nv_proj", "attention,\nhead by head", "o_proj"], f"{heads} heads"),
-        1.0: ("MLP", ["norm", "gate_proj\nup_proj", "silu, product", "down_proj"], f"{intermediate} channels"),
-    }
-    for height, (name, boxes, inside) in rows.items():
-        axes.text(0.05, height, name, fontsize=10, va="center", weight="bold")
-        for index, box in enumerate(boxes):
-            marked = box in ("o_proj", "down_proj")
-            style = {"boxstyle": "round,pad=0.35", "edgecolor": PALETTE[3] if marked else "0.5"}
-            style |= {"facecolor": "white" if not marked else "#fde8dc", "linewidth": 2 if marked else 1}
-            axes.text(2.1 + 2.25 * index, height, box, fontsize=9, ha="center", va="center", bbox=style, zorder=3)
-        axes.annotate("", (9.7, height), (1.1, height), arrowprops={"arrowstyle": "->", "color": "0.4"}, zorder=1)
-        axes.text(7.75, height + 0.42, inside, fontsize=8.5, ha="center", color=PALETTE[3])
-        axes.text(1.35, height + 0.42, f"{hidden} wide", fontsize=8.5, ha="center", color="0.3")
-        axes.text(9.75, height, "+", fontsize=14, ha="center", va="center")
-    axes.text(5, -0.2, "each half reads the residual stream and adds its output to it", fontsize=8.5, ha="center")
-    return picture

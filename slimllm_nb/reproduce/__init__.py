@@ -4,14 +4,16 @@ Light on purpose: `make reproduce` finds out that there is nothing to do within 
 """
 
 from slimllm_nb.reproduce.claims import PaperError, load_claims, published
+from slimllm_nb.reproduce.kept import scoreboard
 from slimllm_nb.reproduce.profiles import Profile, ProfileError, load_profile, run_folder
-from slimllm_nb.reproduce.verdicts import Verdict, judge, print_verdicts, save_results, verdict_table
+from slimllm_nb.reproduce.verdicts import Verdict, by_kind, judge, print_verdicts, save_results, verdict_table
 
 __all__ = [
     "PaperError",
     "Profile",
     "ProfileError",
     "Verdict",
+    "by_kind",
     "judge",
     "load_claims",
     "load_profile",
@@ -19,5 +21,6 @@ __all__ = [
     "published",
     "run_folder",
     "save_results",
+    "scoreboard",
     "verdict_table",
 ]

@@ -36,7 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
         if not (report / f"{name}.html").is_file():  # a notebook that runs again takes its page away
             pages.write_page(folder / f"{name}.ipynb", report / f"{name}.html")
     pages.write_index(report / "index.html", profile, seconds, judged, write_tables(report))
-    print(f"\n{verdicts.text_table(judged, list(verdicts.WIDTHS))}\n\n{pages.summary(judged)}")
+    for title, some in verdicts.by_kind(judged).items():
+        print(f"\n{title}\n\n{verdicts.text_table(some, list(verdicts.WIDTHS))}")
+    print(f"\n{pages.summary(judged)}")
     print(f"Report: {report / 'index.html'}", flush=True)
     failing = [one for one in judged if one.fails_run]
     for one in failing:

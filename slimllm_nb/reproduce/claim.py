@@ -37,6 +37,7 @@ class Claim(BaseModel):
     one_seed: the metrics come from one draw of calibration samples, which cannot show that a difference between methods
     is more than chance: the verdict says so, and whether the difference is the claimed one.
     right None: nothing was published to compare with.
+    kind: what the paper publishes, an identity that holds by construction, or a check of our own.
     cell: of the paper's tables that it is about: file, row, column.
     profiles: those it applies to (None: all); expected: those whose run fails when it does not hold.
     """
@@ -45,6 +46,7 @@ class Claim(BaseModel):
 
     id: str
     notebook: str
+    kind: Literal["published", "identity", "check"] = "published"
     claim: str
     source: str
     paper: str

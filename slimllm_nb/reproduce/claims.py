@@ -177,6 +177,7 @@ def make_claim(
         id=f"{profile.name}-{name}",
         claim=claim,
         paper=paper,
+        kind="check" if right is None else "published",
         left=left,
         right=right,
         relation="within",

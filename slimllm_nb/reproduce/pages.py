@@ -13,7 +13,7 @@ from pathlib import Path
 
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.reproduce.profiles import Profile
-from slimllm_nb.reproduce.verdicts import AGREES, DIFFERS, FAILS, HOLDS, KINDS, WIDTHS, Verdict, row
+from slimllm_nb.reproduce.verdicts import AGREES, DIFFERS, FAILS, HOLDS, KINDS, WIDTHS, Verdict, by_kind, row
 
 PACKAGES = ["slimllm-nb", "torch", "transformers", "safetensors", "numpy"]
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -94,7 +94,10 @@ def write_index(
     """The report's first page: verdicts, the pages of the paper's tables, notebooks with their wall times, settings and
     versions."""
     header = "".join(f"<th>{name}</th>" for name in WIDTHS)
-    rows = "\n".join(map(_verdict_row, verdicts))
+    scoreboard = "\n".join(
+        f"<h2>{title}</h2>\n<table><tr>{header}</tr>\n{''.join(map(_verdict_row, some))}</table>"
+        for title, some in by_kind(verdicts).items()
+    )
     notebooks = "\n".join(
         f'<tr><td><a href="{name}.html">{name}</a></td><td>{took:.0f} s</td></tr>' for name, took in seconds.items()
     )
@@ -105,11 +108,9 @@ def write_index(
     body = f"""<h1>SlimLLM: what was reproduced</h1>
 <p>Profile <b>{html.escape(profile.name)}</b>: {html.escape(profile.description)}.
 {html.escape(summary(verdicts))}</p>
-<h2>Verdicts</h2>
 <p>The paper's numbers are its own, on its models; the measured ones are this run's, on the profile's model.
 An asterisk marks a claim whose failure makes the run fail.</p>
-<table><tr>{header}</tr>
-{rows}</table>
+{scoreboard}
 <h2>The paper's tables, number by number</h2>
 <p>{tables}</p>
 <h2>Notebooks</h2>

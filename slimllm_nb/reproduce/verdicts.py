@@ -23,6 +23,11 @@ HOLDS, FAILS, CLOSE, NOT_RUN = "holds", "does not hold", "inconclusive", "not ru
 AGREES, DIFFERS = "one seed: agrees", "one seed: differs"  # with the claim, see Claim.one_seed
 NOT_PUBLISHED = "nothing published"
 KINDS = (HOLDS, FAILS, AGREES, DIFFERS, CLOSE, NOT_PUBLISHED, NOT_RUN)
+TITLES = {
+    "published": "What the paper publishes",
+    "identity": "What holds by construction",
+    "check": "Checks of our own",
+}
 WIDTHS = {"claim": 44, "paper": 26, "measured": 18, "tolerance": 16, "verdict": 17}
 
 
@@ -44,6 +49,7 @@ class Verdict:
     difference: Difference | None = None  # of methods, over seeds
     method: str = ""  # whose perplexity it is that differs from SlimLLM's
     cell: tuple[str, int, str] | None = None  # of the paper's tables: file, row, column
+    kind: str = "published"  # a key of TITLES
     dense_off: bool = False  # the dense model was not the published one, and the run was told to go on (dense.py)
 
     @property
@@ -94,7 +100,7 @@ def _verdict(claim: Claim, metrics: dict[str, float], profile: str, off: bool = 
         right = metrics.get(claim.right) if compared else claim.right
         kind = _kind(claim, left, right)
     return Verdict(
-        **claim.model_dump(include={"id", "notebook", "claim", "source", "paper", "cell"}),
+        **claim.model_dump(include={"id", "notebook", "kind", "claim", "source", "paper", "cell"}),
         tolerance=claim.tolerance,
         verdict=kind,
         expected=profile in claim.expected,
@@ -124,6 +130,12 @@ def _compare(claim: Claim, left: float, right: float) -> str:
     if lead > allowed:
         return holds
     return fails if lead < -allowed or allowed == 0 else CLOSE
+
+
+def by_kind(verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
+    """The verdicts under a title for each kind of claim, what the paper publishes first: they are never mixed."""
+    found = {title: [one for one in verdicts if one.kind == kind] for kind, title in TITLES.items()}
+    return {title: some for title, some in found.items() if some}
 
 
 def print_verdicts(verdicts: Sequence[Verdict]) -> None:
