@@ -2,6 +2,8 @@
 # base); where none is, .venv is made from requirements.lock. See tools/setup.sh.
 SHELL := /bin/sh
 PROFILE ?= embedded
+VLLM ?= vllm
+SERVE ?=
 CHECKPOINT ?= model
 METHODS ?= slimllm,flap,obs_ridge
 SEEDS ?= 5
@@ -27,11 +29,11 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup reproduce quick test check tune compare ablations zeroshot gguf lab notebooks reference bench gpu results course sentencepiece site assignments grade lint lock clean
+.PHONY: help setup reproduce quick test check tune compare ablations zeroshot gguf serve lab notebooks reference bench gpu results course sentencepiece site test-engines assignments grade lint lock clean
 
 help: ## list these targets
 	@echo "make TARGET, with the environment $(ENVIRONMENT):"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make or complete the environment from the locks (hash-checked), model and texts too; a second time does nothing
 	@sh tools/setup.sh "$(ENVIRONMENT)"
@@ -71,7 +73,10 @@ zeroshot: setup ## zero-shot accuracy on the full sets of questions [PROFILE=emb
 	$(PYTHON) tools/zeroshot.py --profile "$(PROFILE)"
 
 gguf: setup ## write CHECKPOINT.gguf of a run for llama.cpp [PROFILE=embedded CHECKPOINT=model PRE_TOKENIZER=llama-bpe or none]
-	$(PYTHON) tools/write_gguf.py --profile "$(PROFILE)" $(if $(PRE_TOKENIZER),--pre-tokenizer "$(PRE_TOKENIZER)") "$(CHECKPOINT)"
+	$(PYTHON) tools/export.py gguf --profile "$(PROFILE)" $(if $(PRE_TOKENIZER),--pre-tokenizer "$(PRE_TOKENIZER)") "$(CHECKPOINT)"
+
+serve: setup ## serve CHECKPOINT of a run with vLLM [PROFILE=embedded CHECKPOINT=model VLLM=vllm SERVE="--port 8000"]
+	@exec $(PYTHON) tools/export.py serve --profile "$(PROFILE)" --vllm "$(VLLM)" "$(CHECKPOINT)" $(SERVE)
 
 lab: setup ## open JupyterLab on the notebooks
 	$(PYTHON) -m jupyterlab notebooks
@@ -103,6 +108,12 @@ site: setup ## build the book of notebooks, guides and docstrings in runs/site; 
 	@$(PYTHON) -m uv pip install --quiet --python $(PYTHON) --require-hashes -r requirements-site.lock
 	$(PYTHON) -m sphinx $(SITE) -W --keep-going -q -c docs . runs/site
 	@echo "Written: runs/site (index.html)"
+
+# vLLM asks for another torch and transformers than the lock has: an environment of its own.
+test-engines: setup ## test pruned models in vLLM, in an environment of its own below runs (Linux, 3 GB)
+	@[ -d runs/vllm ] || $(PYTHON) -m uv venv --quiet --python $(PYTHON) runs/vllm
+	@$(PYTHON) -m uv pip install --quiet --python runs/vllm/bin/python --no-deps --require-hashes -r requirements-vllm.lock
+	SLIMLLM_NB_VLLM="$(CURDIR)/runs/vllm/bin/python" $(PYTHON) -m pytest tests/test_engines.py
 
 assignments: course ## write the assignments' releases, solutions and autograder files to runs/course
 	$(PYTHON) tools/course.py release

@@ -42,21 +42,17 @@ class SlimLlamaConfig(LlamaConfig):
         """Nothing to check: LLaMA's rule (hidden size divisible by the heads) cannot hold when heads are removed."""
 
 
-class SlimLlamaAttention(LlamaAttention):
-    """Attention of one layer, sized by that layer's config."""
+class UnevenAttention(LlamaAttention):
+    """Attention of a layer whose key/value heads serve uneven numbers of query heads. Where they are even, the layer's
+    attention is LlamaAttention itself, which is what vLLM looks for."""
 
     def __init__(self, config: SlimLlamaConfig, layer_idx: int):
         super().__init__(config, layer_idx)
-        counts = config.queries_per_key_value_head
-        self.uneven_groups = counts if counts is not None and len(set(counts)) > 1 else None
-        if self.uneven_groups is not None:
-            self.num_key_value_groups = 1  # the heads are expanded here, not by the attention function
-        if config.o_proj_bias:
-            self.o_proj = nn.Linear(self.o_proj.in_features, self.o_proj.out_features, bias=True)
+        self.uneven_groups = config.queries_per_key_value_head
+        self.num_key_value_groups = 1  # the heads are expanded here, not by the attention function
 
     def forward(self, hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None, **kwargs):
-        if self.uneven_groups is not None:
-            past_key_values = _Expanding(past_key_values, self.uneven_groups)
+        past_key_values = _Expanding(past_key_values, self.uneven_groups)
         return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
 
 
@@ -81,10 +77,14 @@ class SlimLlamaDecoderLayer(LlamaDecoderLayer):
     def __init__(self, config: SlimLlamaConfig, layer_idx: int):
         own = config.per_layer_config[layer_idx]
         super().__init__(own, layer_idx)
-        self.self_attn = SlimLlamaAttention(own, layer_idx)
+        if len(set(own.queries_per_key_value_head or [1])) > 1:
+            self.self_attn = UnevenAttention(own, layer_idx)
         # Read in every forward pass for the attention implementation, which belongs to the whole model: the masks are
         # made for it, so a layer with another one would see the tokens after it.
         self.self_attn.config = config
+        if own.o_proj_bias:
+            width = self.self_attn.o_proj.in_features
+            self.self_attn.o_proj = nn.Linear(width, own.hidden_size, bias=True)
         if own.down_proj_bias:
             self.mlp.down_proj = nn.Linear(own.intermediate_size, own.hidden_size, bias=True)
 
@@ -94,7 +94,7 @@ class SlimLlamaPreTrainedModel(LlamaPreTrainedModel):
     _no_split_modules = ["SlimLlamaDecoderLayer"]  # noqa: RUF012 (transformers' own form)
     _can_record_outputs = {  # noqa: RUF012
         "hidden_states": SlimLlamaDecoderLayer,
-        "attentions": SlimLlamaAttention,
+        "attentions": LlamaAttention,
     }
 
 
@@ -118,6 +118,7 @@ class SlimLlamaForCausalLM(SlimLlamaPreTrainedModel, LlamaForCausalLM):
 
     def __init__(self, config: SlimLlamaConfig):
         SlimLlamaPreTrainedModel.__init__(self, config)
+        config.auto_map = {"AutoModel": f"{__name__.rpartition('.')[2]}.SlimLlamaModel"}  # vLLM asks for it
         self.model = SlimLlamaModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

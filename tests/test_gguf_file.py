@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from slimllm_nb.export.gguf import write_gguf
+from slimllm_nb.llama import queries_per_key_value_head
 from slimllm_nb.methods import method_names
 from slimllm_nb.pruning import prune
 from slimllm_nb.sources import load_tokenizer
@@ -99,7 +100,7 @@ def test_the_file_says_what_each_layer_is(case, tmp_path):
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     for i, layer in enumerate(model.model.layers):
         assert heads[i] % groups[i] == 0 and heads[i] * 16 >= layer.self_attn.q_proj.out_features
-        if not layer.self_attn.uneven_groups:
+        if len(set(queries_per_key_value_head(layer.self_attn))) == 1:
             assert heads[i] * 16 == layer.self_attn.q_proj.out_features
             assert groups[i] * 16 == layer.self_attn.k_proj.out_features
         assert tensors[f"blk.{i}.attn_q.weight"].data.shape == (heads[i] * 16, 64)

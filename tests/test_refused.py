@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
-import write_gguf as gguf_tool
+import export
 import zeroshot as zeroshot_tool
 from conftest import make_small_model
 from slimllm_nb import calibration
@@ -335,7 +335,7 @@ def test_a_gguf_of_a_profile_of_ones_own(source, tmp_path, monkeypatch, capsys):
 
     def run(steps, *options: str) -> tuple[int, str]:
         bpe(*steps).save_pretrained(folder)
-        status = gguf_tool.main(["--profile", str(tmp_path / "mine.yaml"), *options, "model"])
+        status = export.main(["gguf", "--profile", str(tmp_path / "mine.yaml"), *options, "model"])
         return status, "".join(capsys.readouterr())
 
     unknown = (pre_tokenizers.Digits(), byte_level(False))

@@ -3,10 +3,13 @@
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from conftest import make_small_model
 from slimllm_nb.evaluation import count_parameters
+from slimllm_nb.export import to_even_groups
 from slimllm_nb.export.stock import _stock_heads, padding_cost, to_stock
+from slimllm_nb.llama import queries_per_key_value_head
 from slimllm_nb.pruning import prune
 
 
@@ -31,6 +34,19 @@ def test_same_logits(small_model, input_ids, layers, ratio):
     assert (stock(input_ids).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert all(torch.equal(tensor, before[name]) for name, tensor in pruned.state_dict().items())
     assert not {p.data_ptr() for p in stock.parameters()} & {p.data_ptr() for p in pruned.parameters()}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ratio", [0.3, 0.6])
+def test_even_groups_give_the_same_logits(small_model, input_ids, ratio):
+    pruned = prune_small(small_model, input_ids, ratio)
+    even, expected = to_even_groups(pruned), pruned(input_ids).logits
+    assert (even(input_ids).logits - expected).abs().max() <= 1e-6 * expected.abs().max()
+    for before, after in zip(pruned.model.layers, even.model.layers, strict=True):
+        counts, made = (queries_per_key_value_head(one.self_attn) for one in (before, after))
+        assert type(after.self_attn) is LlamaAttention and len(set(made)) == 1 and sum(made) == sum(counts)
+        assert made == counts or len(set(counts)) > 1  # what is even stays as it is
+    assert not {p.data_ptr() for p in even.parameters()} & {p.data_ptr() for p in pruned.parameters()}
 
 
 @torch.no_grad()

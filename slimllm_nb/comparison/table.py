@@ -147,6 +147,30 @@ class Comparison:
             panels, f"Perplexity over SlimLLM's at equal decoder parameters: {spread}", "perplexity / SlimLLM's"
         )
 
+    def curve(self) -> "Picture":
+        """Perplexity over the dense model's against the share of the decoder that is pruned, a point for each setting:
+        the geometric mean over corpora and seeds, and the lowest and the highest seed."""
+        from slimllm_nb import plots
+
+        frame = self.frame
+        over = np.log(frame.perplexity / frame.corpus.map(self.dense.perplexity))
+        by_seed = over.groupby([frame.method, frame.setting, frame.seed], sort=False).mean()
+        points = np.exp(by_seed.groupby(level=[0, 1], sort=False).agg(["mean", "min", "max"]))
+        methods = {method: points.loc[method] for method in dict.fromkeys(frame.method)}
+        return plots.curves(
+            100 * (1 - frame.groupby("setting", sort=False).decoder_share.mean()),
+            {method: found["mean"] for method, found in methods.items()},
+            f"What size costs: mean of {len(self.protocol.judge_on)} corpora and {frame.seed.nunique()} seeds, "
+            "lowest and highest seed",
+            "share of the decoder's parameters pruned, in percent",
+            "perplexity / the dense model's",
+            logy=True,
+            spread={
+                method: [found["mean"] - found["min"], found["max"] - found["mean"]]
+                for method, found in methods.items()
+            },
+        )
+
     def __str__(self) -> str:
         changes = self.changes()
         lines = [

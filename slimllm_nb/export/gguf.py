@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from slimllm_nb.checks import require_fitting, require_plain
 from slimllm_nb.export.stock import fill_attention
 from slimllm_nb.files import replacing
 from slimllm_nb.llama import queries_per_key_value_head
-from slimllm_nb.modeling import SlimLlamaAttention, SlimLlamaConfig
+from slimllm_nb.modeling import SlimLlamaConfig
 
 ARCHITECTURE = "deci"
 FILE_TYPES = {
@@ -114,8 +115,10 @@ def _even(attention: nn.Module, config) -> nn.Module:
     query_heads, key_value_heads = heads(group)
     settings = {"num_attention_heads": query_heads, "num_key_value_heads": key_value_heads}
     settings |= {"hidden_size": config.hidden_size, "head_dim": attention.head_dim, "num_hidden_layers": 1}
-    settings |= {"attention_bias": config.attention_bias, "o_proj_bias": attention.o_proj.bias is not None}
-    padded = SlimLlamaAttention(SlimLlamaConfig(**settings), layer_idx=0).to(attention.o_proj.weight)
+    padded = LlamaAttention(SlimLlamaConfig(**settings, attention_bias=config.attention_bias), layer_idx=0)
+    if attention.o_proj.bias is not None:
+        padded.o_proj = nn.Linear(padded.o_proj.in_features, config.hidden_size, bias=True)
+    padded.to(attention.o_proj.weight)
     fill_attention(attention, padded, counts, group)
     return padded
 

@@ -164,14 +164,15 @@ def curves(
     spread: Mapping[str, Values] | None = None,
 ) -> Picture:
     """One line per name over x, with a mark at each point. `logx` puts the ticks at the points themselves.
-    `reference`: named horizontal lines. `spread`, for the same names: plus and minus that much at each point."""
+    `reference`: named horizontal lines. `spread`, for the same names: plus and minus that much at each
+    point, or (2, points): that much below and above."""
     picture, (axes,) = new_picture(title)
     references(axes, reference or {})
     for index, (name, values) in enumerate(lines.items()):
         axes.plot(x, as_numbers(values), color=PALETTE[index], marker=MARKERS[index % len(MARKERS)], label=name)
         if spread is not None:
             bars = {"fmt": "none", "ecolor": PALETTE[index], "elinewidth": 1, "capsize": 3}
-            axes.errorbar(x, as_numbers(values), yerr=as_numbers(spread[name]), **bars)
+            axes.errorbar(x, as_numbers(values), yerr=np.asarray(spread[name], dtype=float), **bars)
     if logx:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(list(x)))

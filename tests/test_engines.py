@@ -1,0 +1,110 @@
+"""Pruned models in vLLM: the same greedy tokens as transformers'. Outside the two commands: make test-engines."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import make_small_model
+from slimllm_nb import calibration, pruning, sources
+from slimllm_nb.export import save_checkpoint, to_even_groups
+from slimllm_nb.files import ROOT
+from slimllm_nb.llama import queries_per_key_value_head
+
+VLLM = os.environ.get("SLIMLLM_NB_VLLM", "")  # the Python of an environment that has it
+pytestmark = pytest.mark.skipif(not VLLM, reason="make test-engines: vLLM has an environment of its own")
+SHAPE = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32, "vocab_size": 320, "num_hidden_layers": 3}
+TOKENS, PROMPTS = 32, [[5, 80, 3], [200, 7], [11, 12, 13, 14, 15], [300], [1, 2, 3, 4, 5, 6, 7, 8]]
+PROGRAM = """
+import json, sys
+from vllm import LLM, SamplingParams
+
+def main():
+    found = {}
+    for name in json.loads(sys.argv[1]):
+        model = LLM(name, trust_remote_code=True, dtype="float32", max_model_len=64, enforce_eager=True,
+                    skip_tokenizer_init=True, disable_log_stats=True)
+        how = SamplingParams(temperature=0, max_tokens=int(sys.argv[2]), ignore_eos=True, detokenize=False)
+        asked = [{"prompt_token_ids": one} for one in json.loads(sys.argv[3])]
+        found[name] = [list(one.outputs[0].token_ids) for one in model.generate(asked, how, use_tqdm=False)]
+        del model
+    print("FOUND" + json.dumps(found))
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "OMP_NUM_THREADS")}
+    return kept | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@torch.no_grad()
+def greedy(model, prompt: list[int]) -> list[int]:
+    """Without a cache, and without generate()."""
+    ids = torch.tensor([prompt])
+    for _ in range(TOKENS):
+        ids = torch.cat([ids, model(ids).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    return ids[0, len(prompt) :].tolist()
+
+
+CASES = {"multi-head": (8, False), "groups": (2, False), "tied": (2, True)}
+
+
+def test_the_same_greedy_tokens(tmp_path):
+    """Multi-head, grouped with even and with expanded groups, tied and untied heads."""
+    ids = torch.randint(0, 320, (8, 24), generator=torch.Generator().manual_seed(0))
+    expected, uneven = {}, []
+    for name, (key_value_heads, tied) in CASES.items():
+        dense = make_small_model(key_value_heads, **SHAPE, tie_word_embeddings=tied)
+        pruned = pruning.prune(dense, ids, pruning_ratio=0.4, pruned_layers=2, alpha=1.0, progress=False)[0]
+        groups = [queries_per_key_value_head(layer.self_attn) for layer in pruned.model.layers]
+        uneven.append(any(len(set(one)) > 1 for one in groups))
+        served = to_even_groups(pruned)
+        served.save_pretrained(tmp_path / name)
+        expected[str(tmp_path / name)] = [greedy(pruned, one) for one in PROMPTS]
+    assert uneven == [False, True, True]
+    command = [VLLM, "-c", PROGRAM, json.dumps(list(expected)), str(TOKENS), json.dumps(PROMPTS)]
+    (tmp_path / "program.py").write_text(PROGRAM)  # vLLM starts processes, which read it again
+    command[1:3] = [str(tmp_path / "program.py")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=1200)
+    assert done.returncode == 0, done.stderr[-4000:]
+    (line,) = [one for one in done.stdout.splitlines() if one.startswith("FOUND")]
+    assert json.loads(line.removeprefix("FOUND")) == expected
+
+
+def test_a_request_is_answered_by_the_server(tmp_path):
+    """tools/export.py serve, and OpenAI's interface."""
+    model, tokenizer = sources.load_model(), sources.load_tokenizer()
+    ids = calibration.draw_samples(sources.load_texts("news", "calibration"), tokenizer, num_samples=4)
+    pruned, report = pruning.prune(model, ids, pruning_ratio=0.25, pruned_layers=24, alpha=10, progress=False)
+    save_checkpoint(pruned, tokenizer, tmp_path / "model", report=report)
+    text = "The government said on Monday that"
+    start = tokenizer(text, return_tensors="pt")["input_ids"]
+    written = pruned.generate(start, max_new_tokens=TOKENS, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+    options = ["--vllm", str(Path(VLLM).with_name("vllm")), "--port", "8765", "--dtype", "float32", "--enforce-eager"]
+    command = [sys.executable, "tools/export.py", "serve", str(tmp_path / "model"), *options, "--max-model-len", "256"]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=log)
+    try:
+        body = {"model": str(tmp_path / "model-even"), "prompt": text, "max_tokens": TOKENS, "temperature": 0}
+        request = urllib.request.Request("http://127.0.0.1:8765/v1/completions", json.dumps(body).encode())
+        request.add_header("Content-Type", "application/json")
+        answer, deadline = None, time.monotonic() + 400
+        while answer is None and time.monotonic() < deadline and server.poll() is None:
+            try:
+                answer = json.load(urllib.request.urlopen(request, timeout=120))["choices"][0]["text"]
+            except OSError:
+                time.sleep(3)
+    finally:
+        server.terminate()
+        server.wait(60)
+    assert "groups made even: " in (tmp_path / "log").read_text()
+    assert answer == tokenizer.decode(written[0, start.shape[1] :], skip_special_tokens=True), answer
