@@ -75,7 +75,7 @@ zeroshot: setup ## zero-shot accuracy on the full sets of questions [PROFILE=emb
 gguf: setup ## write CHECKPOINT.gguf of a run for llama.cpp [PROFILE=embedded CHECKPOINT=model PRE_TOKENIZER=llama-bpe or none]
 	$(PYTHON) tools/export.py gguf --profile "$(PROFILE)" $(if $(PRE_TOKENIZER),--pre-tokenizer "$(PRE_TOKENIZER)") "$(CHECKPOINT)"
 
-serve: setup ## serve CHECKPOINT of a run with vLLM [PROFILE=embedded CHECKPOINT=model VLLM=vllm SERVE="--port 8000"]
+serve: setup ## serve CHECKPOINT of a run with vLLM [CHECKPOINT=model VLLM=vllm, or the Python that has it SERVE="--port 8000"]
 	@exec $(PYTHON) tools/export.py serve --profile "$(PROFILE)" --vllm "$(VLLM)" "$(CHECKPOINT)" $(SERVE)
 
 lab: setup ## open JupyterLab on the notebooks

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import pytest
 import torch
@@ -89,7 +88,7 @@ def test_a_request_is_answered_by_the_server(tmp_path):
     text = "The government said on Monday that"
     start = tokenizer(text, return_tensors="pt")["input_ids"]
     written = pruned.generate(start, max_new_tokens=TOKENS, do_sample=False, pad_token_id=tokenizer.eos_token_id)
-    options = ["--vllm", str(Path(VLLM).with_name("vllm")), "--port", "8765", "--dtype", "float32", "--enforce-eager"]
+    options = ["--vllm", VLLM, "--port", "8765", "--dtype", "float32", "--enforce-eager"]
     command = [sys.executable, "tools/export.py", "serve", str(tmp_path / "model"), *options, "--max-model-len", "256"]
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=log)

