@@ -10,8 +10,8 @@ from pathlib import Path
 
 from slimllm_nb.command import command
 
-# The paper's settings for 32 layers: up to this share pruned, so many of them and this alpha; else the others.
-MILD, SPREADS = 0.35, {True: (26, 10.0), False: (30, 7.0)}
+# The paper's settings for 32 layers: how many of them are pruned, and alpha. MILD: up to this share of the parameters.
+MOST_MILD, MILD, STRONG = 0.35, (26, 10.0), (30, 7.0)
 
 
 def main_parser() -> argparse.ArgumentParser:
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     source = checkpoint_folder(options.model, options.revision)
     layers = empty_model(str(source)).config.num_hidden_layers
-    of_32, alpha = SPREADS[1 - options.keep <= MILD]
+    of_32, alpha = MILD if 1 - options.keep <= MOST_MILD else STRONG
     pruned_layers = round(of_32 / 32 * layers) if options.pruned_layers is None else options.pruned_layers
     spread = {"pruned_layers": pruned_layers, "alpha": alpha if options.alpha is None else options.alpha}
     texts, held_out, named = halves(options.texts)

@@ -70,9 +70,9 @@ def test_the_same_greedy_tokens(tmp_path):
         served.save_pretrained(tmp_path / name)
         expected[str(tmp_path / name)] = [greedy(pruned, one) for one in PROMPTS]
     assert uneven == [False, True, True]
-    command = [VLLM, "-c", PROGRAM, json.dumps(list(expected)), str(TOKENS), json.dumps(PROMPTS)]
-    (tmp_path / "program.py").write_text(PROGRAM)  # vLLM starts processes, which read it again
-    command[1:3] = [str(tmp_path / "program.py")]
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)  # a file: vLLM starts processes, which read it again
+    command = [VLLM, str(program), json.dumps(list(expected)), str(TOKENS), json.dumps(PROMPTS)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=1200)
     assert done.returncode == 0, done.stderr[-4000:]
     (line,) = [one for one in done.stdout.splitlines() if one.startswith("FOUND")]

@@ -163,3 +163,4 @@ def test_a_ratio_far_above_the_others_is_written_at_the_edge():
     rows = {f"row {index}": (1 + index / 50, 0.9, 1.2) for index in range(6)} | {"far": (9.87, 5.0, 20.0)}
     (axes,) = plots.ratio_intervals({"50 %": {"news": rows}}, "t", "x").axes
     assert axes.get_xlim()[1] < 3 and [text.get_text() for text in axes.texts] == ["9.87 →"]
+    assert plots.ratio_intervals({"50 %": {"news": {}}}, "t", "x").axes[0].texts[:] == []  # SlimLLM alone

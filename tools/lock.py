@@ -48,11 +48,11 @@ def compile_locks() -> None:
     compile_lock(LOCK, "pyproject.toml", *(f"--extra={name}" for name in extras if name not in NOT_LOCKED))
     others = {name: (extras[name], ["--constraint", LOCK.name]) for name in OWN_LOCK}
     others["data"] = (project["dependency-groups"]["data"], ["--no-deps"])
-    others["vllm"] = ([VLLM], ["--override", "override.in"])
-    for name, (packages, options) in others.items():
-        with tempfile.TemporaryDirectory() as temporary:
-            write_text(Path(temporary, "override.in"), f"{VLLM_OVERRIDE}\n")
-            options = [str(Path(temporary, one)) if one == "override.in" else one for one in options]
+    with tempfile.TemporaryDirectory() as temporary:
+        override = Path(temporary, "override.in")
+        write_text(override, f"{VLLM_OVERRIDE}\n")
+        others["vllm"] = ([VLLM], ["--override", str(override)])
+        for name, (packages, options) in others.items():
             wanted = Path(temporary, f"{name}.in")
             write_text(wanted, "\n".join(packages) + "\n")
             compile_lock(ROOT / f"requirements-{name}.lock", str(wanted), *options)

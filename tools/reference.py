@@ -21,18 +21,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make reference", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="embedded")
     profile = load_profile(parser.parse_args(arguments).profile).name
-    found = [name for name in ("results", "zeroshot", "ablations") if (run_folder(profile) / f"{name}.json").is_file()]
-    for name, kept in (("results", RESULTS), ("zeroshot", ZEROSHOT), ("ablations", ABLATIONS)):
-        if name in found:
-            text = (run_folder(profile) / f"{name}.json").read_text(encoding="utf-8")
-            if name == "results":
-                made = {"profile": profile, "commit": commit(), "date": date.today().isoformat()}
-                text = json.dumps(made | {"metrics": json.loads(text)["metrics"]}, indent=1, sort_keys=True) + "\n"
-            write_text(kept / f"{profile}.json", text)
-            print(f"{name}: kept")
-    if not found:
-        print(f"Nothing to keep: {run_folder(profile)} holds no results; make reproduce comes first", file=sys.stderr)
-    return 0 if found else 1
+    folder, kept = run_folder(profile), {"results": RESULTS, "zeroshot": ZEROSHOT, "ablations": ABLATIONS}
+    left = {name: folder / f"{name}.json" for name in kept if (folder / f"{name}.json").is_file()}
+    texts = {name: path.read_text(encoding="utf-8") for name, path in left.items()}
+    if "results" in texts:
+        made = {"profile": profile, "commit": commit(), "date": date.today().isoformat()}
+        content = made | {"metrics": json.loads(texts["results"])["metrics"]}
+        texts["results"] = json.dumps(content, indent=1, sort_keys=True) + "\n"
+    for name, text in texts.items():
+        write_text(kept[name] / f"{profile}.json", text)
+        print(f"{name}: kept")
+    if not texts:
+        print(f"Nothing to keep: {folder} holds no results; make reproduce comes first", file=sys.stderr)
+    return 0 if texts else 1
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from matplotlib.patches import Ellipse, Rectangle
 from slimllm_nb.plots.style import PALETTE, SIZE, Picture, Values, as_numbers, finish, legend, new_picture
 
 BLUE, PRUNED, GREEN = PALETTE[0], PALETTE[3], PALETTE[2]
+HATCHED = {"facecolor": "white", "edgecolor": PRUNED, "hatch": "////"}
 
 
 def _canvas(title: str, width: float, height: float) -> tuple[Picture, Axes]:
@@ -32,9 +33,7 @@ def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], col
 def _cells(axes: Axes, left: float, y: float, count: int, pruned: Collection[int], width: float) -> None:
     """`count` cells in a row; the pruned ones are hatched."""
     for index in range(count):
-        gone = index in pruned
-        style = {"facecolor": "white", "edgecolor": PRUNED, "hatch": "////"} if gone else {"facecolor": BLUE}
-        style |= {} if gone else {"edgecolor": "white"}
+        style = HATCHED if index in pruned else {"facecolor": BLUE, "edgecolor": "white"}
         axes.add_patch(Rectangle((left + index * width, y), 0.86 * width, 0.34, linewidth=0.8, **style))
 
 
@@ -52,11 +51,11 @@ def decoder_layer(widths: Mapping[str, int]) -> Picture:
     owned = heads // groups
     for group in range(groups):
         x = 3.1 + (group * owned + owned / 2) * width
-        style = {"facecolor": GREEN}
-        if pruned.issuperset(range(group * owned, (group + 1) * owned)):  # with its last query head
-            style = {"facecolor": "white", "edgecolor": PRUNED, "hatch": "////", "linewidth": 0.8}
+        own = range(group * owned, (group + 1) * owned)
+        gone = pruned.issuperset(own)  # with its last query head
+        style = HATCHED | {"linewidth": 0.8} if gone else {"facecolor": GREEN}
         axes.add_patch(Rectangle((x - 0.36 * owned * width, 3.75), 0.72 * owned * width, 0.34, **style))
-        for head in range(group * owned, (group + 1) * owned):
+        for head in own:
             colour = {"color": PRUNED, "linestyle": ":"} if head in pruned else {"color": "0.5"}
             axes.plot([3.1 + (head + 0.43) * width, x], [4.72, 4.12], linewidth=0.8, **colour)
     axes.text(4.4, 5.25, f"{heads} query heads", fontsize=9, ha="center")
@@ -64,10 +63,8 @@ def decoder_layer(widths: Mapping[str, int]) -> Picture:
     _cells(axes, 3.1, 1.05, 12, {2, 5, 8, 11}, 2.6 / 12)
     axes.text(4.4, 1.6, f"{intermediate:,} channels", fontsize=9, ha="center")
     axes.text(4.4, 0.45, "silu(gate) times up, channel by channel", fontsize=8.5, ha="center", color="0.3")
-    for y, edge, first, last in (
-        (4.4, 3.0, "q_proj\nk_proj\nv_proj", "o_proj"),
-        (1.2, 2.6, "gate_proj\nup_proj", "down_proj"),
-    ):
+    halves = {4.4: (3.0, "q_proj\nk_proj\nv_proj", "o_proj"), 1.2: (2.6, "gate_proj\nup_proj", "down_proj")}
+    for y, (edge, first, last) in halves.items():
         _box(axes, 1.9, y, first)
         _box(axes, 7.3, y, last, marked=True)
         _arrow(axes, (0.9, edge), (0.9, y))
@@ -76,8 +73,7 @@ def decoder_layer(widths: Mapping[str, int]) -> Picture:
         _arrow(axes, (8.9, y), (8.9, edge))
         axes.text(9.05, (y + edge) / 2, "added", fontsize=8.5, va="center")
         axes.text(0.8, (y + edge) / 2, "norm", fontsize=8.5, va="center", ha="right")
-    axes.text(7.3, 3.62, "pruned: columns", fontsize=8.5, ha="center", color=PRUNED)
-    axes.text(7.3, 0.45, "pruned: columns", fontsize=8.5, ha="center", color=PRUNED)
+        axes.text(7.3, y - 0.77, "pruned: columns", fontsize=8.5, ha="center", color=PRUNED)
     return picture
 
 
@@ -85,25 +81,17 @@ def pruning_walk(layers: int = 3) -> Picture:
     """The walk of pruning down the decoder: each half is pruned on what the halves before it, already pruned, give."""
     picture, axes = _canvas("Each half is calibrated on the output of what was pruned before it", 10, 2.5)
     step = 8.7 / (2 * layers)
-    for index in range(2 * layers):
-        x, done = 1.4 + step * (index + 0.25), index < layers
-        _box(axes, x, 1.3, "attention" if index % 2 == 0 else "MLP", marked=done)
+    places = [1.4 + step * (index + 0.25) for index in range(2 * layers)]
+    for index, x in enumerate(places):
+        _box(axes, x, 1.3, "attention" if index % 2 == 0 else "MLP", marked=index < layers)
         _arrow(axes, (x - 0.62 * step, 1.3), (x - 0.4 * step, 1.3))
         if index % 2 == 0:
             axes.text(x + step / 2, 2.05, f"decoder layer {index // 2}", fontsize=9, ha="center")
     axes.text(0.05, 1.3, "samples", fontsize=9, va="center")
-    at = 1.4 + step * (layers + 0.25)
-    axes.text(at, 0.62, "next: statistics of its\ninput as it comes here", fontsize=8.5, ha="center", va="center")
-    axes.text(
-        1.4 + step * (layers - 1) / 2,
-        0.62,
-        "pruned, regression folded in",
-        fontsize=8.5,
-        ha="center",
-        va="center",
-        color=PRUNED,
-    )
-    axes.text(9.95, 0.62, "still dense", fontsize=8.5, ha="right", va="center", color="0.3")
+    below = {"y": 0.62, "fontsize": 8.5, "va": "center"}
+    axes.text(x=np.mean(places[:layers]), s="pruned, regression folded in", ha="center", color=PRUNED, **below)
+    axes.text(x=places[layers], s="next: statistics of its\ninput as it comes here", ha="center", **below)
+    axes.text(x=9.95, s="still dense", ha="right", color="0.3", **below)
     return picture
 
 
@@ -181,8 +169,7 @@ def kept_of_layers(kept: Mapping[str, Sequence[float]]) -> Picture:
     for axes, (part, shares) in zip(panels, kept.items(), strict=True):
         numbers, layers = as_numbers(shares), np.arange(len(shares))
         axes.bar(layers, numbers, 0.8, color=BLUE, label="kept")
-        gone = {"facecolor": "white", "edgecolor": PRUNED, "hatch": "////", "linewidth": 0.5}
-        axes.bar(layers, 1 - numbers, 0.8, bottom=numbers, label="pruned", **gone)
+        axes.bar(layers, 1 - numbers, 0.8, bottom=numbers, label="pruned", linewidth=0.5, **HATCHED)
         axes.set_title(part, fontsize=10)
         axes.grid(False, axis="x")
         finish(axes, "decoder layer", f"share of the layer's {part}")

@@ -19,15 +19,15 @@ def ratio_intervals(
     picture, axes = new_picture(title, columns=len(panels), size=(SIZE[0] + 1.6, max(height, 2.2)))
     for one, (panel, series) in zip(axes, panels.items(), strict=True):
         one.axvline(1, color="0.3", linewidth=1.2, linestyle="--")
-        limit = 2 * max(1, np.quantile([ratio for rows in series.values() for ratio, *_ in rows.values()], 0.75))
-        far: dict[float, list[str]] = {}
+        shown = [ratio for rows in series.values() for ratio, *_ in rows.values()]
+        limit = 2 * max(1, np.quantile(shown or [1], 0.75))
+        far: dict[int, list[str]] = {}
         for index, (label, rows) in enumerate(series.items()):
             heights = [names.index(name) + (index - (len(series) - 1) / 2) * 0.22 for name in rows]
-            for height, (ratio, *_) in zip(heights, rows.values(), strict=True):
-                if ratio > limit:
-                    far.setdefault(round(height), []).append(f"{ratio:.3g}")
             ratios, low, high = np.array(list(rows.values())).reshape(-1, 3).T
-            ratios = np.where(ratios > limit, np.nan, ratios)
+            for number in np.flatnonzero(ratios > limit):
+                far.setdefault(round(heights[number]), []).append(f"{ratios[number]:.3g}")
+                ratios[number] = np.nan
             errors = np.nan_to_num([ratios - low, high - ratios])
             style = {"color": PALETTE[index], "marker": MARKERS[index % len(MARKERS)], "markersize": 5, "capsize": 2}
             one.errorbar(ratios, heights, xerr=errors, linestyle="", label=label, **style)
