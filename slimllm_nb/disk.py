@@ -143,7 +143,6 @@ def prune_checkpoint(
     similarity: Float[Tensor, "layers"] | None = None,
     seed: int = 0,
     batch_size: int = 8,
-    activation_bytes: int | None = None,
     dtype: torch.dtype | str = "auto",
     device: str = "cpu",
     progress: bool = True,
@@ -175,10 +174,9 @@ def prune_checkpoint(
     require_fitting(stored.skeleton, tokenizer)
     folder = target.with_name(f".{target.name}.work")
     require_room(folder, 2 * sum(one.numel() for one in stored.skeleton.parameters()) * stored.dtype.itemsize)
-    settings = Settings(method, similarity, seed, activation_bytes)
+    settings = Settings(method, similarity, seed)
     computed = stored.folder, stored.dtype, stored.device.type, batch_size
-    others = similarity, seed, activation_bytes
-    key = digest(computed=computed, ids=input_ids, amount=amount, parts=method.identity, others=others)
+    key = digest(computed=computed, ids=input_ids, amount=amount, parts=method.identity, others=(similarity, seed))
     layers = StoredLayers(stored, batch_size, folder, key)
     pruned, report = prune_decoder(layers, input_ids, amount, settings, progress)
     card["base_model"] = card.get("base_model") or str(source)

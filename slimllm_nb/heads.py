@@ -44,12 +44,21 @@ def covariance_of_contributions(
     return covariance
 
 
-def _similarity(cov: Tensor, var_kept: Tensor, var_full: Tensor) -> Tensor:
-    """Sum over the first axis (outputs) of |cov| / sqrt(var var); 0 where something does not vary."""
+def _similarities(
+    covariance: Float[Tensor, "hidden heads heads"], sets: Float[Tensor, "sets heads"]
+) -> Float[Tensor, "sets"]:
+    """sim(S) of several sets of heads; a row of `sets` has a 1 for every head in S. 0 for outputs that do not vary."""
+    sets = sets.to(covariance)
+    cov = covariance.sum(2) @ sets.T  # of the set's contribution with the full output: (hidden, sets)
+    var_kept = ((covariance @ sets.T) * sets.T).sum(1)
+    var_full = covariance.sum((1, 2))[:, None]
     floor = variance_floor(var_full)
-    varies = (var_kept > floor) & (var_full > floor)
     pearson = cov.abs() / (var_kept.clamp_min(floor) * var_full.clamp_min(floor)).sqrt()
-    return torch.where(varies, pearson, 0).sum(0)
+    return torch.where((var_kept > floor) & (var_full > floor), pearson, 0).sum(0)
+
+
+def _indicator(sets: Int[Tensor, "sets kept"], heads: int) -> Float[Tensor, "sets heads"]:
+    return torch.zeros(len(sets), heads, device=sets.device).scatter_(1, sets, 1)
 
 
 def similarity(covariance: Float[Tensor, "hidden heads heads"], kept: Int[Tensor, "kept"]) -> Float[Tensor, ""]:
@@ -57,23 +66,12 @@ def similarity(covariance: Float[Tensor, "hidden heads heads"], kept: Int[Tensor
 
     Between 0 and `hidden`. Paper eq. 3 (per output dimension, in absolute value, as in the authors' code).
     """
-    return _similarity(*kept_and_full(covariance, kept))
-
-
-def kept_and_full(
-    covariance: Float[Tensor, "hidden heads heads"], kept: Int[Tensor, "kept"]
-) -> tuple[Float[Tensor, "hidden"], Float[Tensor, "hidden"], Float[Tensor, "hidden"]]:
-    """cov(kept heads' output, full output), var(kept heads' output), var(full output), for every output dimension."""
-    rows = covariance[:, kept]  # (hidden, kept, heads)
-    return rows.sum((1, 2)), rows[:, :, kept].sum((1, 2)), covariance.sum((1, 2))
+    return _similarities(covariance, _indicator(kept[None], len(covariance[0])))[0]
 
 
 def head_importance(covariance: Float[Tensor, "hidden heads heads"]) -> Float[Tensor, "heads"]:
     """-sim(all heads but h) for every head h: higher means more important. Paper eq. 4."""
-    full = covariance.sum((1, 2))[:, None]
-    with_full = covariance.sum(2)  # cov(contribution of h, full output): (hidden, heads)
-    own = torch.diagonal(covariance, dim1=1, dim2=2)
-    return -_similarity(full - with_full, full - 2 * with_full + own, full)
+    return -_similarities(covariance, 1 - torch.eye(len(covariance[0])))
 
 
 def select_heads(
@@ -111,16 +109,6 @@ def select_heads(
 def exchange_similarities(
     covariance: Float[Tensor, "hidden heads heads"], kept: Int[Tensor, "kept"], candidate: Int[Tensor, ""]
 ) -> Float[Tensor, "kept"]:
-    """sim(kept with `candidate` in the place of kept[i]) for every position i, without summing anything afresh."""
-    with_full = covariance.sum(2)  # (hidden, heads)
-    with_kept = covariance[:, :, kept].sum(2)
-    own = torch.diagonal(covariance, dim1=1, dim2=2)
-    cov = with_full[:, kept].sum(1, keepdim=True) - with_full[:, kept] + with_full[:, candidate, None]
-    var = (
-        with_kept[:, kept].sum(1, keepdim=True)
-        + (own[:, candidate] + 2 * with_kept[:, candidate])[:, None]
-        + own[:, kept]
-        - 2 * with_kept[:, kept]
-        - 2 * covariance[:, candidate, kept]
-    )
-    return _similarity(cov, var, with_full.sum(1, keepdim=True))
+    """sim(kept with `candidate` in the place of kept[i]) for every position i."""
+    sets = kept.repeat(len(kept), 1).fill_diagonal_(candidate)
+    return _similarities(covariance, _indicator(sets, len(covariance[0])))

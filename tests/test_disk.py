@@ -166,7 +166,7 @@ def test_it_goes_on_where_it_was_cut_off(amount, input_ids, save, tmp_path, read
     assert not (tmp_path / ".out.work").exists()
 
 
-@pytest.mark.parametrize("changed", ["settings", "activations", "samples", "source"])
+@pytest.mark.parametrize("changed", ["settings", "samples", "source"])
 def test_it_starts_anew_when_something_else_is_asked_for(changed, input_ids, save, tmp_path, read):
     model = make_small_model(2)
     source, amount = save(model), dict(RATIO)
@@ -176,8 +176,6 @@ def test_it_starts_anew_when_something_else_is_asked_for(changed, input_ids, sav
         )
     if changed == "settings":
         amount["pruning_ratio"] = 0.5
-    elif changed == "activations":
-        amount["activation_bytes"] = 0
     elif changed == "samples":
         input_ids = input_ids.flip(0)
     else:

@@ -11,7 +11,7 @@ from literal import literal_prune
 from slimllm_nb import calibration
 from slimllm_nb.calibration import draw_samples
 from slimllm_nb.evaluation import count_parameters
-from slimllm_nb.pruning import layer_similarities, prune
+from slimllm_nb.pruning import layer_similarities, prune, sublayers
 from slimllm_nb.sources import load_model, load_texts, load_tokenizer
 
 SETTINGS = {"pruning_ratio": 0.4, "pruned_layers": 3, "alpha": 2.0}
@@ -95,9 +95,12 @@ def test_the_model_that_came_in_is_not_changed(small_model, input_ids):
     assert not addresses & {p.data_ptr() for p in pruned.parameters()}
 
 
-@pytest.mark.parametrize("changed", [{"activation_bytes": 0}, {"batch_size": 5}, {"batch_size": 100}], ids=str)
-def test_batches_and_memory_do_not_change_the_answer(small_model, input_ids, changed):
+@pytest.mark.parametrize("changed", ["memory", {"batch_size": 5}, {"batch_size": 100}], ids=str)
+def test_batches_and_memory_do_not_change_the_answer(small_model, input_ids, changed, monkeypatch):
     pruned, report = prune(small_model, input_ids, **SETTINGS, progress=False)
+    if changed == "memory":
+        monkeypatch.setattr(sublayers, "activation_limit", lambda layer: 0)
+        changed = {}
     other, other_report = prune(small_model, input_ids, **SETTINGS, **changed, progress=False)
     for a, b in zip(report.layers, other_report.layers, strict=True):
         assert (a.kept_heads, a.kept_channels) == (b.kept_heads, b.kept_channels)

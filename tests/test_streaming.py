@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from slimllm_nb import calibration, channels, heads, regression
-from slimllm_nb.pruning import prune
+from slimllm_nb.pruning import prune, sublayers
 
 SETTINGS = {"pruning_ratio": 0.5, "pruned_layers": 4, "alpha": 0.0, "progress": False}
 
@@ -51,9 +51,11 @@ def test_the_first_layer_is_pruned_as_the_whole_forms_say(small_model, generator
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("activation_bytes", [None, 0])
-def test_how_often_activations_are_computed(small_model, generator, activation_bytes):
+@pytest.mark.parametrize("kept_in_memory", [True, False])
+def test_how_often_activations_are_computed(small_model, generator, kept_in_memory, monkeypatch):
     """Kept: once. Not kept: once in full, then the pruned ones again for moments, and the kept ones for the output."""
+    if not kept_in_memory:
+        monkeypatch.setattr(sublayers, "activation_limit", lambda layer: 0)
     input_ids = torch.randint(0, 101, (6, 10), generator=generator)
     computed = []
     for index, layer in enumerate(small_model.model.layers):
@@ -62,12 +64,12 @@ def test_how_often_activations_are_computed(small_model, generator, activation_b
         )
     similarity = torch.tensor([0.5, 0.9, 0.9, 0.1])
     settings = SETTINGS | {"pruned_layers": 3, "pruning_ratio": 0.25, "similarity": similarity}
-    pruned, report = prune(small_model, input_ids, **settings, activation_bytes=activation_bytes)
+    pruned, report = prune(small_model, input_ids, **settings)
     width = small_model.config.intermediate_size
     expected = []
     for layer in report.layers[:-1]:  # behind the last pruned layer nothing is computed
         expected.append((layer.index, width))
-        if activation_bytes == 0:
+        if not kept_in_memory:
             kept = len(layer.kept_channels)
             expected += [(layer.index, width - kept), (layer.index, kept)]
     assert computed == expected

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import gguf
 import pytest
@@ -13,6 +14,7 @@ import export
 import reference
 import results
 import zeroshot
+from slimllm_nb import calibration
 from slimllm_nb.comparison import Comparison, Protocol
 from slimllm_nb.comparison.kept import Kept, kept_ablations
 from slimllm_nb.comparison.table import Row
@@ -39,6 +41,14 @@ def test_gguf_keeps_the_dtype_and_looks_where_runs_are(runs, monkeypatch, capsys
     assert kinds == {gguf.GGMLQuantizationType.BF16}
     assert export.main(["gguf", "nothing-here"]) == 2
     assert "Stopped: no model" in capsys.readouterr().err
+
+
+def test_the_bench_prunes_a_layer_as_it_is_called_for(small_model):
+    hidden = torch.randn(2, 10, small_model.config.hidden_size)
+    layer, context = small_model.model.layers[0], partial(calibration.layer_context, small_model)
+    with torch.no_grad():
+        report = bench.pruned_layer(layer, hidden.clone(), context)
+    assert len(report["kept_heads"]) == 6 and len(report["kept_channels"]) == 60
 
 
 def test_serving_makes_groups_even_and_starts_vllm(runs, tmp_path, monkeypatch, capsys):

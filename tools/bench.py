@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from unittest import mock
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -35,7 +36,8 @@ from results import BENCH
 from slimllm_nb import calibration
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.methods import as_method
-from slimllm_nb.pruning import prune
+from slimllm_nb.pruning import prune, sublayers
+from slimllm_nb.pruning.budget import Plan
 from slimllm_nb.pruning.layer import prune_layer
 from slimllm_nb.pruning.sublayers import Settings
 from slimllm_nb.reproduce.profiles import load_profile, run_folder
@@ -85,8 +87,8 @@ def part_prune() -> dict:
 
     amount = settings()
 
-    def pruned(activation_bytes: int | None = None) -> None:
-        prune(model, ids, **amount, activation_bytes=activation_bytes)
+    def pruned() -> None:
+        prune(model, ids, **amount)
 
     forward()  # the first of a process also ask the system for memory
     pruned()
@@ -94,7 +96,8 @@ def part_prune() -> dict:
     for _ in range(REPEATS):
         units.append(seconds(forward))
         stored.append(seconds(pruned) / units[-1])
-        streamed.append(seconds(lambda: pruned(activation_bytes=0)) / units[-1])
+        with mock.patch.object(sublayers, "activation_limit", lambda layer: 0):
+            streamed.append(seconds(pruned) / units[-1])
     return {
         "forward_seconds": ratio(units),
         "prune_over_forward": ratio(stored),
@@ -114,9 +117,10 @@ def wide_case() -> tuple[torch.nn.Module, torch.Tensor, Callable[[torch.Tensor],
     return model.model.layers[0], hidden, lambda _: context
 
 
-def pruned_layer(layer, hidden, context):
-    batches, settings = hidden.clone().split(BATCH), Settings(as_method("slimllm"))
-    return prune_layer(layer, batches, context, (RATIO, RATIO), None, 0, settings)[0]["report"]
+def pruned_layer(layer, hidden, context, index: int = 0) -> dict:
+    """The report's lines; `hidden` is overwritten with the layer's output."""
+    plan, settings = Plan(RATIO, torch.full((GROWTH_LAYERS, 2), RATIO)), Settings(as_method("slimllm"))
+    return prune_layer(layer, hidden.split(BATCH), context, plan, None, index, settings)[0]["report"]
 
 
 @torch.no_grad()
@@ -131,7 +135,7 @@ def part_layer() -> dict:
     units, beyond = [], []
     for _ in range(LAYER_REPEATS):
         units.append(seconds(forward))
-        beyond.append(seconds(lambda: pruned_layer(layer, hidden, context)) - units[-1])
+        beyond.append(seconds(lambda: pruned_layer(layer, hidden.clone(), context)) - units[-1])
     over = [one / unit for one, unit in zip(beyond, units, strict=True)]
     return {"forward_seconds": ratio(units), "beyond_seconds": ratio(beyond), "layer7b_over_forward": ratio(over)}
 
@@ -146,7 +150,7 @@ def part_literal() -> dict:
     attention, mlp = layer.self_attn, layer.mlp
     unit = seconds(lambda: [layer(batch, **context(batch)) for batch in hidden.split(BATCH)])
     start = time.perf_counter()
-    ours = pruned_layer(layer, hidden, context)
+    ours = pruned_layer(layer, hidden.clone(), context)
     beyond = time.perf_counter() - start - unit
 
     x = torch.cat([calibration.head_inputs(layer, batch, context(batch)) for batch in hidden.split(BATCH)])
@@ -221,11 +225,11 @@ def watched() -> Iterator[list[int]]:
 def measure_growth(num_samples: int) -> dict:
     """The first layers, one after the other; what they leave is not kept, so that the pruned model hides nothing."""
     model, ids = embedded_case(num_samples)
-    settings, context = Settings(as_method("slimllm")), partial(calibration.layer_context, model)
+    context = partial(calibration.layer_context, model)
 
     def run(hidden: torch.Tensor) -> None:
         for index, layer in enumerate(model.model.layers[:GROWTH_LAYERS]):
-            prune_layer(layer, hidden.split(BATCH), context, (RATIO, RATIO), None, index, settings)
+            pruned_layer(layer, hidden, context, index)
 
     run(calibration.embed(model, ids[:BATCH]))  # what is allocated once and for all
     hidden = calibration.embed(model, ids)

@@ -43,7 +43,6 @@ def prune(
     similarity: Float[Tensor, "layers"] | None = None,
     seed: int = 0,
     batch_size: int = 8,
-    activation_bytes: int | None = None,
     progress: bool = True,
 ) -> tuple[LlamaForCausalLM, PruningReport]:
     """Prune a LLaMA; returns a new, smaller model (in evaluation mode; trainable) and a report. `model` stays as it is.
@@ -58,9 +57,8 @@ def prune(
     my_function}; see methods.as_method and methods.STATISTICS.
     similarity: layer_similarities(model, input_ids), when it is known already: saves one forward pass.
     seed: of parts that draw at random. batch_size: samples at a time; out of memory on an accelerator halves it.
-    activation_bytes: an MLP's activations are kept up to this size, else computed again when they are needed; None: as
-    much as the layer's weights, and 64 MiB in any case. Beside them and the model there are five times the tokens'
-    hidden states and the statistics of one layer.
+    In memory beside the model: five times the tokens' hidden states, the statistics of one layer, and an MLP's
+    activations up to the size of its layer's weights (64 MiB in any case; what exceeds it is computed again).
 
     Raises: ValueError naming the setting, the part or the layer: a setting out of range, a target out of reach, an
     unknown part or one that returns what it may not, an architecture that is not LLaMA's, layers that are not as the
@@ -72,7 +70,7 @@ def prune(
     checks.require_ids(model, input_ids)
     target = PruningTarget(pruning_ratio, target_parameters, target_of, pruned_layers, alpha, channel_multiple)
     target.check(model)
-    settings = Settings(as_method(method), similarity, seed, activation_bytes)
+    settings = Settings(as_method(method), similarity, seed)
     with checks.evaluation_mode(model):
         return prune_decoder(Layers(model, batch_size), input_ids, target, settings, progress)
 

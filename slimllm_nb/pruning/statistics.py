@@ -132,11 +132,6 @@ def output_moments(
     """Moments of what the kept columns give and of the full output: from the covariance of the inputs where that was
     gathered, else in another pass over the batches. weight: a new one for the kept columns; None: their own."""
     own, means = sublayer.weight, statistics.get("input_means")
-    if "contribution_covariance" in statistics and weight is None:
-        heads_kept = columns[:: statistics["head_dim"]] // statistics["head_dim"]
-        cov, var_kept, var_full = heads.kept_and_full(statistics["contribution_covariance"], heads_kept)
-        full = own.to(means)
-        return regression.Moments(full[:, columns] @ means[columns], full @ means, var_kept, var_full, cov)
     kept = own[:, columns] if weight is None else weight
     if "input_covariance" in statistics:
         return regression.moments_from_covariance(means, statistics["input_covariance"], columns, kept, own)

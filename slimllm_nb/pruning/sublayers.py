@@ -18,6 +18,11 @@ from slimllm_nb.llama import PROJECTIONS, head_columns, key_value_owner, layer_w
 from slimllm_nb.methods import Method
 
 
+def activation_limit(layer: nn.Module) -> int:
+    """Bytes of activations that are kept: what pruning needs does not grow with the number of tokens."""
+    return max(sum(one.nbytes for one in layer.parameters()), 64 << 20)
+
+
 @dataclass(frozen=True)
 class Settings:
     """prune()'s settings beside the target. gradients: for every layer, what the method's scores ask for."""
@@ -25,7 +30,6 @@ class Settings:
     method: Method
     similarity: Float[Tensor, "layers"] | None = None
     seed: int = 0
-    activation_bytes: int | None = None
     gradients: list[dict[str, Tensor]] | None = None
 
     def __post_init__(self):
@@ -98,17 +102,15 @@ class Attention(Sublayer):
 
 
 class Mlp(Sublayer):
-    """The input of `down_proj` is kept up to `activation_bytes`, and computed again otherwise."""
+    """The input of `down_proj` is kept where it is small, and computed again otherwise."""
 
     name, label = "mlp", "MLP"
 
     def __init__(self, layer: nn.Module, batches: tuple[Tensor, ...], index: int, settings: Settings):
         super().__init__(layer, batches, index, settings)
-        self.count, limit = layer_widths(layer).channels, settings.activation_bytes
-        if limit is None:  # then what pruning needs does not grow with the number of tokens
-            limit = max(sum(one.nbytes for one in layer.parameters()), 64 << 20)
+        self.count = layer_widths(layer).channels
         tokens = sum(batch.shape[:-1].numel() for batch in batches)
-        self._keeps = tokens * self.count * self.weight.element_size() <= limit
+        self._keeps = tokens * self.count * self.weight.element_size() <= activation_limit(layer)
 
     def mlp_inputs(self, index: int) -> Float[Tensor, "tokens hidden"]:
         return calibration.mlp_inputs(self.layer, self.batches[index])
