@@ -21,7 +21,8 @@ def require_llama(model: PreTrainedModel) -> None:
     if architecture not in ("llama", "slim_llama") or not isinstance(model, LlamaForCausalLM):
         raise ValueError(
             f"the model is a {type(model).__name__} of architecture {architecture!r}; "
-            "allowed: a causal language model of architecture 'llama' (and what prune() returns)"
+            "allowed: a causal language model of architecture 'llama' (and what prune() returns; sources.as_llama "
+            "makes one of a Mistral or a Qwen2)"
         )
 
 

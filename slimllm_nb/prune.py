@@ -1,7 +1,8 @@
 """One command for a model of your own: python -m slimllm_nb.prune MODEL TARGET --keep 0.8 --texts my.txt
 
-Prunes any LLaMA, a folder or a hub id, from disk to disk, one decoder layer in memory at a time; what is interrupted
-goes on where it was (disk.prune_checkpoint). Every other document is calibrated on; the perplexity is that of the rest.
+Prunes any LLaMA, Mistral or Qwen2, a folder or a hub id, from disk to disk, one decoder layer in memory at a time; what
+is interrupted goes on where it was (disk.prune_checkpoint). Every other document is calibrated on; the perplexity is
+that of the rest.
 """
 
 import argparse

@@ -240,7 +240,7 @@ def short(source):
 
 def other(source):
     config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps(config | {"model_type": "qwen2"}))
+    (source / "config.json").write_text(json.dumps(config | {"model_type": "qwen3"}))
 
 
 def pickled(source):
@@ -255,7 +255,7 @@ def pickled(source):
         (lacking, r"source has no config\.json; allowed: a folder with a LLaMA"),
         (damaged, r"has shape \(80, 48\); its config says \(90, 48\)|has shape \(48, 80\)"),
         (short, "lacks 1 of its files of weights"),
-        (other, "model_type 'qwen2'; allowed: 'llama'"),
+        (other, r"model_type 'qwen3' \(it normalises queries and keys\); allowed: 'llama'"),
         (
             pickled,
             r"has no weights in safetensors; allowed: .*\. Pickles .* python -m slimllm_nb.sources.convert",

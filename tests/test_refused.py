@@ -262,7 +262,7 @@ settings:
   "20": {{pruning_ratio: 0.25, pruned_layers: 2, alpha: 1, checkpoint: model}}
 """
 FAULTS = {
-    "Mistral": ({"model": "mistral"}, "model_type 'mistral'; allowed: 'llama'"),
+    "Mistral": ({"model": "mistral"}, "'mistral' with a sliding window of 4096 tokens; allowed: 'llama'"),
     "no model": ({"model": "nowhere"}, "no model"),
     "no text": ({"text": "nowhere.txt"}, "nowhere.txt"),
     "another encoding": ({"text": "latin.txt"}, r"cannot read the text file \S+latin.txt: 'utf-8' codec"),

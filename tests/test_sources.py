@@ -134,7 +134,7 @@ def test_local_folder(small_model, tmp_path):
 
 def test_other_architectures_are_refused(tmp_path):
     MistralConfig().save_pretrained(tmp_path)
-    with pytest.raises(SourceError, match=r"model_type 'mistral'; allowed: 'llama'"):
+    with pytest.raises(SourceError, match=r"'mistral' with a sliding window of 4096 tokens; allowed: 'llama'"):
         load_model(str(tmp_path))
 
 

@@ -12,6 +12,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from slimllm_nb.devices import find_device
 from slimllm_nb.sources import embedded
+from slimllm_nb.sources.families import ALLOWED, as_llama, llama_config, why_not_llama
 from slimllm_nb.sources.hub import hub_error, local_copy
 from slimllm_nb.sources.packages import SourceError
 
@@ -28,7 +29,8 @@ def load_model(
     device: str | torch.device = "cpu",
     revision: str | None = None,
 ):
-    """A LLaMA in evaluation mode: "embedded", a folder with a checkpoint, or a hub id (at `revision`).
+    """A LLaMA in evaluation mode: "embedded", a folder with a checkpoint, or a hub id (at `revision`). A Mistral or a
+    Qwen2 becomes one (families.as_llama).
 
     dtype: of the weights; "auto": the checkpoint's own. device: see devices.find_device. Folders written by this
     project (model_type "slim_llama") load as well. Raises: SourceError for a checkpoint that is missing, damaged,
@@ -55,7 +57,7 @@ def load_model(
         raise _problem("model", model, path, revision, error) from error
     # transformers would go on with random numbers in the place of what is missing or has another shape.
     require_same_weights(model, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
-    return loaded.eval()
+    return as_llama(loaded.eval())
 
 
 def empty_model(model: str, revision: str | None = None, dtype: torch.dtype | str = "auto"):
@@ -71,7 +73,7 @@ def empty_model(model: str, revision: str | None = None, dtype: torch.dtype | st
     if isinstance(dtype, str):
         dtype = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
+        return AutoModelForCausalLM.from_config(llama_config(config), dtype=dtype).eval().requires_grad_(False)
 
 
 def no_safetensors(model: str, revision: str | None = None) -> str:
@@ -177,13 +179,10 @@ def require_llama_config(model: str, path: str, options: dict) -> None:
                 f'no model {model!r}: give "embedded", a folder with a config.json, or a hub id'
             ) from error
         raise hub_error("model", model, options.get("revision"), error) from error
-    model_type = config.get("model_type")
-    if model_type == "slim_llama":
+    if config.get("model_type") == "slim_llama":
         from slimllm_nb import modeling  # noqa: F401  importing it registers the architecture
-    elif model_type != "llama":
-        raise SourceError(
-            f"{model!r} has model_type {model_type!r}; allowed: 'llama' (or a checkpoint of this project)"
-        )
+    if reason := why_not_llama(config):
+        raise SourceError(f"{model!r} has {reason}; {ALLOWED}")
     if quantized := config.get("quantization_config"):
         method = quantized.get("quant_method", "an unknown method")
         raise SourceError(
