@@ -72,8 +72,8 @@ ablations: setup ## the sweep of data/ablations/plan.yaml; goes on where it stop
 zeroshot: setup ## zero-shot accuracy on the full sets of questions [PROFILE=embedded]
 	$(PYTHON) tools/zeroshot.py --profile "$(PROFILE)"
 
-gguf: setup ## write CHECKPOINT.gguf of a run for llama.cpp [PROFILE=embedded CHECKPOINT=model PRE_TOKENIZER=llama-bpe or none]
-	$(PYTHON) tools/export.py gguf --profile "$(PROFILE)" $(if $(PRE_TOKENIZER),--pre-tokenizer "$(PRE_TOKENIZER)") "$(CHECKPOINT)"
+gguf: setup ## write CHECKPOINT.gguf of a run for llama.cpp [PROFILE=embedded CHECKPOINT=model QUANTIZE=q8_0 PRE_TOKENIZER=llama-bpe or none]
+	$(PYTHON) tools/export.py gguf --profile "$(PROFILE)" $(if $(PRE_TOKENIZER),--pre-tokenizer "$(PRE_TOKENIZER)") $(if $(QUANTIZE),--dtype "$(QUANTIZE)") "$(CHECKPOINT)"
 
 serve: setup ## serve CHECKPOINT of a run with vLLM [CHECKPOINT=model VLLM=vllm, or the Python that has it SERVE="--port 8000"]
 	@exec $(PYTHON) tools/export.py serve --profile "$(PROFILE)" --vllm "$(VLLM)" "$(CHECKPOINT)" $(SERVE)
@@ -110,10 +110,11 @@ site: setup ## build the book of notebooks, guides and docstrings in runs/site; 
 	@echo "Written: runs/site (index.html)"
 
 # vLLM asks for another torch and transformers than the lock has: an environment of its own.
-test-engines: setup ## test pruned models in vLLM, in an environment of its own below runs (Linux, 3 GB)
+test-engines: setup ## test pruned models in vLLM and llama.cpp, in places of their own below runs (Linux, 3 GB; llama.cpp is compiled)
 	@[ -d runs/vllm ] || $(PYTHON) -m uv venv --quiet --python $(PYTHON) runs/vllm
 	@$(PYTHON) -m uv pip install --quiet --python runs/vllm/bin/python --no-deps --require-hashes -r requirements-vllm.lock
-	SLIMLLM_NB_VLLM="$(CURDIR)/runs/vllm/bin/python" $(PYTHON) -m pytest tests/test_engines.py
+	@$(PYTHON) -m uv pip install --quiet --target runs/llama-cpp --require-hashes -r requirements-llama-cpp.lock
+	SLIMLLM_NB_VLLM="$(CURDIR)/runs/vllm/bin/python" PYTHONPATH="$(CURDIR)/runs/llama-cpp" $(PYTHON) -m pytest tests/test_gguf_file.py tests/test_engines.py
 
 assignments: course ## write the assignments' releases, solutions and autograder files to runs/course
 	$(PYTHON) tools/course.py release

@@ -45,7 +45,7 @@ def make(case: str) -> LlamaForCausalLM:
 
 
 def llama_cpp_logits(path, ids: list[int]) -> torch.Tensor:
-    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (an optional extra)")
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make test-engines)")
     parameters = llama_cpp.llama_model_default_params()
     parameters.n_gpu_layers = 0
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
@@ -53,6 +53,7 @@ def llama_cpp_logits(path, ids: list[int]) -> torch.Tensor:
     settings = llama_cpp.llama_context_default_params()
     settings.n_ctx = settings.n_batch = settings.n_ubatch = 64
     settings.type_k = settings.type_v = 0  # a cache in float32, as transformers has it
+    settings.flash_attn_type = 0  # flash attention, taken where it can be, rounds keys and values to half precision
     context = llama_cpp.llama_init_from_model(model, settings)
     batch = llama_cpp.llama_batch_init(len(ids), 0, 1)
     batch.n_tokens = len(ids)
@@ -80,9 +81,9 @@ def test_llama_cpp_gives_the_same_logits(case, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "q8_0"])
 def test_llama_cpp_in_other_dtypes(dtype, tmp_path):
-    model = make("grouped")
+    model = make("dense" if dtype == "q8_0" else "grouped")  # whose widths are multiples of 32
     found = llama_cpp_logits(write_gguf(model, tmp_path / "model.gguf", dtype=dtype), list(range(9)))
     expected = model(torch.tensor([list(range(9))])).logits[0]
     assert (found - expected).abs().max() <= (0.01 if dtype == "float16" else 0.05) * expected.abs().max()
@@ -113,8 +114,18 @@ def test_the_file_says_what_each_layer_is(case, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
 
 
+def test_eight_bits_are_within_half_a_step(tmp_path):
+    model = make("dense")
+    tensors = {one.name: one for one in gguf.GGUFReader(write_gguf(model, tmp_path / "m", dtype="q8_0")).tensors}
+    for index, layer in enumerate(model.model.layers):
+        found, weight = tensors[f"blk.{index}.ffn_down.weight"], layer.mlp.down_proj.weight.detach().numpy()
+        steps = np.abs(weight.reshape(len(weight), -1, 32)).max(-1, keepdims=True) / 127
+        off = np.abs(gguf.quants.dequantize(found.data, found.tensor_type) - weight).reshape(*steps.shape[:2], 32)
+        assert (off <= 0.565 * steps).all()  # the scale in half precision adds up to 127 / 2^11 of a step
+
+
 def test_the_embedded_tokenizer(tmp_path):
-    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (an optional extra)")
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (make test-engines)")
     tokenizer = load_tokenizer()
     sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=49152, **sizes))
@@ -128,8 +139,10 @@ def test_the_embedded_tokenizer(tmp_path):
 
 def test_bad_input(tmp_path):
     model, path = make("dense"), tmp_path / "model.gguf"
-    with pytest.raises(ValueError, match=r"dtype is 'int4'.*allowed: float32, float16, bfloat16"):
+    with pytest.raises(ValueError, match=r"dtype is 'int4'.*allowed: float32, float16, bfloat16, q8_0"):
         write_gguf(model, path, dtype="int4")
+    with pytest.raises(ValueError, match=r"attn_output\.weight has 80 columns; q8_0 takes multiples of 32"):
+        write_gguf(make("multi-head"), path, dtype="q8_0")
     with pytest.raises(ValueError, match="the tokenizer gives tokens 0 to 49151, the model's vocabulary is 0 to 299"):
         write_gguf(model, path, load_tokenizer())
     model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}

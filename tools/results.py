@@ -4,18 +4,22 @@ They stand between two comments; what is written by hand around them stays. test
 """
 
 import json
+import statistics
 import sys
 
 from slimllm_nb.comparison import Comparison
 from slimllm_nb.comparison.kept import Kept, kept_ablations
 from slimllm_nb.export.checkpoint import markdown_table
 from slimllm_nb.files import ROOT, write_text
-from slimllm_nb.reproduce.differences import percent
+from slimllm_nb.reproduce.differences import difference, percent
 
 CURVE = ROOT / "docs" / "_static" / "curve.png"
+QUANTIZED = ROOT / "data" / "quantized.json"
 PAGE, BENCH, GPU = ROOT / "docs" / "results.md", ROOT / "data" / "bench.json", ROOT / "data" / "gpu"
 START, END = "<!-- `make results` writes from here -->", "<!-- to here -->"
 BENCH_START, BENCH_END = "<!-- `make results` writes the bench from here -->", "<!-- the bench ends here -->"
+QUANTIZED_START = "<!-- `make results` writes multiples and quantized weights from here -->"
+QUANTIZED_END = "<!-- multiples and quantized weights end here -->"
 GPU_START, GPU_END = "<!-- `make results` writes the GPU from here -->", "<!-- the GPU ends here -->"
 MANY = 900  # percent; what is more is shown as a factor
 GROUPS = ("methods", "goal")  # those that are shown
@@ -77,6 +81,31 @@ def bench_table(bench: dict) -> str:
     head = f"{machine['processor']}, {machine['memory']}, {versions}; median and range of repeated runs."
     keys = ("", "measured", "wanted")
     return f"{head}\n\n" + markdown_table([dict(zip(keys, row, strict=True)) for row in rows])
+
+
+def quantized_table(found: dict) -> str:
+    """What tools/quantized.py measured: each row beside the one that it differs from in one thing, seed by seed."""
+    rows, lines = {}, []
+    for weights, measured in found["dense"].items():
+        line = {"setting": "dense", "channels in multiples of": "", "weights": weights}
+        for corpus, value in measured.items():
+            line[corpus] = f"{value:.1f}"
+            if weights != "float32":
+                line[corpus] += f", {percent(100 * (value / found['dense']['float32'][corpus] - 1))} %"
+        lines.append(line)
+    for row in found["rows"]:
+        rows.setdefault((row["setting"], row["channel_multiple"], row["weights"]), []).append(row)
+    for (setting, multiple, weights), group in rows.items():
+        reference = rows[setting, 1 if weights == "float32" else multiple, "float32"]
+        line = {"setting": f"{setting} %", "channels in multiples of": str(multiple), "weights": weights}
+        for corpus in found["corpora"]:
+            line[corpus] = f"{statistics.mean(one[corpus] for one in group):.1f}"
+            if group is not reference:
+                change = difference([one[corpus] / two[corpus] for one, two in zip(group, reference, strict=True)])
+                line[corpus] += f", {change}"
+        lines.append(line)
+    versions = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
+    return f"Three draws of samples, measured at commit {found['commit']}, {versions}.\n\n{markdown_table(lines)}"
 
 
 def gpu_table() -> str:
@@ -144,6 +173,9 @@ def main() -> int:
     if BENCH.is_file():
         bench = json.loads(BENCH.read_text(encoding="utf-8"))
         text = replaced(text, bench_table(bench), BENCH_START, BENCH_END)
+    if QUANTIZED.is_file():
+        found = json.loads(QUANTIZED.read_text(encoding="utf-8"))
+        text = replaced(text, quantized_table(found), QUANTIZED_START, QUANTIZED_END)
     text = replaced(text, gpu_table(), GPU_START, GPU_END)
     write_text(PAGE, text)
     if curve := kept_ablations("embedded-curve"):

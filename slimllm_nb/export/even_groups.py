@@ -11,6 +11,11 @@ from slimllm_nb.modeling import SlimLlamaForCausalLM
 from slimllm_nb.pruning.slicing import assemble, layer_overrides
 
 
+def has_even_groups(model: LlamaForCausalLM) -> bool:
+    """Whether in every layer all key/value heads serve as many query heads."""
+    return all(len(set(queries_per_key_value_head(layer.self_attn))) == 1 for layer in model.model.layers)
+
+
 @torch.no_grad()
 def to_even_groups(model: LlamaForCausalLM) -> SlimLlamaForCausalLM:
     """A new model with the same logits; `model` (dense or pruned) is left as it is.

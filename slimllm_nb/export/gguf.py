@@ -3,7 +3,7 @@
 llama.cpp's `llama` architecture has one width for all layers. Its `deci` architecture (made for DeciLM and Nemotron) is
 the same computation, but reads heads, key/value heads and feed-forward length per layer, and takes the biases that
 pruning adds to o_proj and down_proj. One thing it cannot say: key/value heads that serve uneven numbers of query heads.
-Such a layer is padded, on its own, with as few heads of zeros as make it even.
+Those of such a layer are written down more than once (even_groups.py).
 """
 
 import hashlib
@@ -14,21 +14,19 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
-from transformers.models.llama.modeling_llama import LlamaAttention
 
 from slimllm_nb.checks import require_fitting, require_plain
-from slimllm_nb.export.stock import fill_attention
+from slimllm_nb.export.even_groups import has_even_groups, to_even_groups
 from slimllm_nb.files import replacing
-from slimllm_nb.llama import queries_per_key_value_head
-from slimllm_nb.modeling import SlimLlamaConfig
 
 ARCHITECTURE = "deci"
 FILE_TYPES = {
     "float32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
     "float16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
     "bfloat16": (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+    "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
 }
 # llama.cpp's names, as src/llama-vocab.cpp has them (November 2026), without those of encoders.
 PRE_TOKENIZERS = """default llama3 llama-v3 llama-bpe llama4 falcon falcon3 falcon-h1 pixtral midm-2.0 lfm2 minicpm5 mpt
@@ -63,12 +61,13 @@ def write_gguf(
 
     tokenizer: a byte-level BPE tokenizer that goes into the file; without one the file has no vocabulary, and llama.cpp
     takes token numbers alone. pre_tokenizer: llama.cpp's name for how that tokenizer cuts text into words; None: as it
-    is recognised (SmolLM's, LLaMA 3's, GPT-2's). dtype: "float32", "float16" or "bfloat16", by default the model's;
-    vectors stay in float32.
+    is recognised (SmolLM's, LLaMA 3's, GPT-2's). dtype: "float32", "float16", "bfloat16" or "q8_0" (8 bits, a scale for
+    every 32 weights), by default the model's; vectors stay in float32.
 
     The file appears whole or not at all. Raises: ValueError for an architecture other than LLaMA's, adapters and
     quantized weights; for a tokenizer that does not fit, is not byte-level BPE or is not recognised; for an unknown
-    name or dtype; and for a rotation that changes with the length of the text.
+    name or dtype; for a width that q8_0 cannot cut into blocks; and for a rotation that changes with the length of the
+    text.
     """
     require_plain(model)
     path, dtype = Path(path), dtype or str(model.dtype).removeprefix("torch.")
@@ -85,13 +84,17 @@ def write_gguf(
         pre_tokenizer = pre_tokenizer or _recognised(vocabulary)
         if pre_tokenizer not in (known := PRE_TOKENIZERS.split()):
             raise ValueError(f"pre_tokenizer is {pre_tokenizer!r}; allowed: {', '.join(known)}")
+    if not has_even_groups(model):
+        model = to_even_groups(model)
     with replacing(path) as partial:
         writer = gguf.GGUFWriter(partial, ARCHITECTURE)
-        attentions = [_even(layer.self_attn, model.config) for layer in model.model.layers]
-        _write_settings(writer, model, attentions, FILE_TYPES[dtype][1])
+        _write_settings(writer, model, FILE_TYPES[dtype][1])
         _write_vocabulary(writer, tokenizer, vocabulary, pre_tokenizer, model.config)
-        for name, tensor in _tensors(model, attentions):
+        for name, tensor in _tensors(model):
             kind = FILE_TYPES[dtype][0] if tensor.ndim > 1 else gguf.GGMLQuantizationType.F32
+            if tensor.shape[-1] % (block := gguf.GGML_QUANT_SIZES[kind][0]):
+                says = f"{name} has {tensor.shape[-1]} columns; {dtype} takes multiples of {block}"
+                raise ValueError(f"{says} (channel_multiple={block} prunes ffn_down to them)")
             data = np.ascontiguousarray(tensor.float().cpu().numpy())
             writer.add_tensor(name, gguf.quants.quantize(data, kind), raw_dtype=kind)
         writer.write_header_to_file()
@@ -101,30 +104,9 @@ def write_gguf(
     return path
 
 
-def _even(attention: nn.Module, config) -> nn.Module:
-    """The layer's attention itself, or a copy padded with the fewest heads that make its groups even."""
-    counts = queries_per_key_value_head(attention)
-    if len(set(counts)) == 1:
-        return attention
-
-    def heads(group: int) -> tuple[int, int]:
-        places = sum(-(-count // group) for count in counts)
-        return places * group, places
-
-    group = min(range(1, max(counts) + 1), key=lambda size: sum(heads(size)))
-    query_heads, key_value_heads = heads(group)
-    settings = {"num_attention_heads": query_heads, "num_key_value_heads": key_value_heads}
-    settings |= {"hidden_size": config.hidden_size, "head_dim": attention.head_dim, "num_hidden_layers": 1}
-    padded = LlamaAttention(SlimLlamaConfig(**settings, attention_bias=config.attention_bias), layer_idx=0)
-    if attention.o_proj.bias is not None:
-        padded.o_proj = nn.Linear(padded.o_proj.in_features, config.hidden_size, bias=True)
-    padded.to(attention.o_proj.weight)
-    fill_attention(attention, padded, counts, group)
-    return padded
-
-
-def _write_settings(writer: gguf.GGUFWriter, model: LlamaForCausalLM, attentions: list, file_type) -> None:
-    config, dim = model.config, attentions[0].head_dim
+def _write_settings(writer: gguf.GGUFWriter, model: LlamaForCausalLM, file_type) -> None:
+    config, attentions = model.config, [layer.self_attn for layer in model.model.layers]
+    dim = attentions[0].head_dim
     writer.add_file_type(file_type)
     writer.add_block_count(len(attentions))
     writer.add_context_length(config.max_position_embeddings)
@@ -191,24 +173,24 @@ def _write_vocabulary(writer, tokenizer, described: dict | None, pre_tokenizer: 
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def _tensors(model: LlamaForCausalLM, attentions: list) -> Iterator[tuple[str, Tensor]]:
+def _tensors(model: LlamaForCausalLM) -> Iterator[tuple[str, Tensor]]:
     """Every tensor under llama.cpp's name."""
     yield "token_embd.weight", model.model.embed_tokens.weight
     yield "output_norm.weight", model.model.norm.weight
     if not model.config.tie_word_embeddings:
         yield "output.weight", model.lm_head.weight
-    dim, base = attentions[0].head_dim, model.config.rope_parameters["rope_theta"]
+    dim, base = model.model.layers[0].self_attn.head_dim, model.config.rope_parameters["rope_theta"]
     plain = 1.0 / base ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     factors = plain / model.model.rotary_emb.inv_freq.double().cpu()
     if (factors - 1).abs().max() > 1e-5:
         yield "rope_freqs.weight", factors
-    for index, (layer, attention) in enumerate(zip(model.model.layers, attentions, strict=True)):
+    for index, layer in enumerate(model.model.layers):
         named = {
             "attn_norm": layer.input_layernorm,
-            "attn_q": attention.q_proj,
-            "attn_k": attention.k_proj,
-            "attn_v": attention.v_proj,
-            "attn_output": attention.o_proj,
+            "attn_q": layer.self_attn.q_proj,
+            "attn_k": layer.self_attn.k_proj,
+            "attn_v": layer.self_attn.v_proj,
+            "attn_output": layer.self_attn.o_proj,
             "ffn_norm": layer.post_attention_layernorm,
             "ffn_gate": layer.mlp.gate_proj,
             "ffn_up": layer.mlp.up_proj,

@@ -57,7 +57,7 @@ def to_stock(model: LlamaForCausalLM) -> LlamaForCausalLM:
     stock.load_state_dict(own, strict=False)
     stock.model.rotary_emb = copy.deepcopy(model.model.rotary_emb)  # its buffers are not in the state dict
     for layer, target, counts in zip(model.model.layers, stock.model.layers, groups, strict=True):
-        fill_attention(layer.self_attn, target.self_attn, counts, heads // key_value_heads)
+        _fill_attention(layer.self_attn, target.self_attn, counts, heads // key_value_heads)
         for name in ("gate_proj", "up_proj", "down_proj"):
             _fill(getattr(target.mlp, name), getattr(layer.mlp, name))
         for name in ("input_layernorm", "post_attention_layernorm"):
@@ -89,7 +89,7 @@ def _stock_heads(groups: list[list[int]], hidden_size: int) -> tuple[int, int]:
     return min(allowed, key=lambda counts: (sum(counts), counts))
 
 
-def fill_attention(source: nn.Module, target: nn.Module, counts: list[int], group: int) -> None:
+def _fill_attention(source: nn.Module, target: nn.Module, counts: list[int], group: int) -> None:
     """Fill `target`, a wider layer with `group` query heads per key/value head, so that it does what `source` does.
 
     counts: queries_per_key_value_head(source). Every query head goes to the place next to its key/value head, which is
