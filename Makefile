@@ -73,7 +73,7 @@ zeroshot: setup ## zero-shot accuracy on the full sets of questions [PROFILE=emb
 	$(PYTHON) tools/zeroshot.py --profile "$(PROFILE)"
 
 gguf: setup ## write CHECKPOINT.gguf of a run for llama.cpp [PROFILE=embedded CHECKPOINT=model QUANTIZE=q8_0 PRE_TOKENIZER=llama-bpe or none]
-	$(PYTHON) tools/export.py gguf --profile "$(PROFILE)" $(if $(PRE_TOKENIZER),--pre-tokenizer "$(PRE_TOKENIZER)") $(if $(QUANTIZE),--dtype "$(QUANTIZE)") "$(CHECKPOINT)"
+	$(PYTHON) tools/export.py gguf --profile "$(PROFILE)" $(if $(PRE_TOKENIZER),--pre-tokenizer "$(PRE_TOKENIZER)") $(if $(QUANTIZE),--quantize "$(QUANTIZE)") "$(CHECKPOINT)"
 
 serve: setup ## serve CHECKPOINT of a run with vLLM [CHECKPOINT=model VLLM=vllm, or the Python that has it SERVE="--port 8000"]
 	@exec $(PYTHON) tools/export.py serve --profile "$(PROFILE)" --vllm "$(VLLM)" "$(CHECKPOINT)" $(SERVE)

@@ -9,12 +9,14 @@ import urllib.request
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from conftest import make_small_model
 from slimllm_nb import calibration, pruning, sources
 from slimllm_nb.export import save_checkpoint, to_even_groups
+from slimllm_nb.export.even_groups import has_even_groups
 from slimllm_nb.files import ROOT
-from slimllm_nb.llama import queries_per_key_value_head
+from slimllm_nb.sources import as_llama
 
 VLLM = os.environ.get("SLIMLLM_NB_VLLM", "")  # the Python of an environment that has it
 pytestmark = pytest.mark.skipif(not VLLM, reason="make test-engines: vLLM has an environment of its own")
@@ -54,22 +56,45 @@ def greedy(model, prompt: list[int]) -> list[int]:
     return ids[0, len(prompt) :].tolist()
 
 
-CASES = {"multi-head": (8, False), "groups": (2, False), "tied": (2, True)}
+def one_of_each(scores, num_pruned):
+    """A head selection that leaves two groups of heads as large."""
+    kept, half = len(scores) - num_pruned, len(scores) // 2
+    return torch.cat([torch.arange((kept + 1) // 2), half + torch.arange(kept // 2)])
+
+
+def qwen() -> LlamaForCausalLM:
+    """With biases that are not zero."""
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    model = Qwen2ForCausalLM(Qwen2Config(**SHAPE | {"hidden_size": 256} | heads)).eval()
+    for name, one in model.named_parameters():
+        if name.endswith("bias"):
+            one.data.normal_(generator=torch.Generator().manual_seed(len(name)))
+    return as_llama(model)
+
+
+def cases() -> dict[str, tuple[LlamaForCausalLM, dict]]:
+    even = {"pruning_ratio": 0.25, "alpha": 0.0, "method": {"head_selection": one_of_each}}
+    return {
+        "multi-head": (make_small_model(8, **SHAPE), {}),
+        "uneven groups": (make_small_model(2, **SHAPE), {}),
+        "even groups": (make_small_model(2, **SHAPE), even),
+        "tied": (make_small_model(2, **SHAPE, tie_word_embeddings=True), {}),
+        "qwen": (qwen(), {}),
+    }
 
 
 def test_the_same_greedy_tokens(tmp_path):
-    """Multi-head, grouped with even and with expanded groups, tied and untied heads."""
+    """Multi-head, grouped with even and with expanded groups, tied and untied heads, biases of Qwen2."""
     ids = torch.randint(0, 320, (8, 24), generator=torch.Generator().manual_seed(0))
     expected, uneven = {}, []
-    for name, (key_value_heads, tied) in CASES.items():
-        dense = make_small_model(key_value_heads, **SHAPE, tie_word_embeddings=tied)
-        pruned = pruning.prune(dense, ids, pruning_ratio=0.4, pruned_layers=2, alpha=1.0, progress=False)[0]
-        groups = [queries_per_key_value_head(layer.self_attn) for layer in pruned.model.layers]
-        uneven.append(any(len(set(one)) > 1 for one in groups))
-        served = to_even_groups(pruned)
+    for name, (dense, options) in cases().items():
+        amount = {"pruning_ratio": 0.4, "pruned_layers": 2, "alpha": 1.0, "progress": False} | options
+        pruned = pruning.prune(dense, ids, **amount)[0]
+        uneven.append(not has_even_groups(pruned))
+        served = to_even_groups(pruned) if uneven[-1] else pruned
         served.save_pretrained(tmp_path / name)
         expected[str(tmp_path / name)] = [greedy(pruned, one) for one in PROMPTS]
-    assert uneven == [False, True, True]
+    assert uneven == [False, True, False, True, True]
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)  # a file: vLLM starts processes, which read it again
     command = [VLLM, str(program), json.dumps(list(expected)), str(TOKENS), json.dumps(PROMPTS)]

@@ -22,12 +22,12 @@ HOW = (
 )
 
 
-def gguf(folder: Path, pre_tokenizer: str | None, dtype: str | None) -> None:
+def gguf(folder: Path, pre_tokenizer: str | None, quantize: str | None) -> None:
     model, tokenizer = load_model(str(folder), dtype="auto"), None
     if pre_tokenizer != "none":
         tokenizer = load_tokenizer(str(folder))
-    path = folder.with_name(f"{folder.name}{f'-{dtype}' if dtype else ''}.gguf")
-    write_gguf(model, path, tokenizer, pre_tokenizer=pre_tokenizer if tokenizer else None, dtype=dtype)
+    path = folder.with_name(f"{folder.name}{f'-{quantize}' if quantize else ''}.gguf")
+    write_gguf(model, path, tokenizer, pre_tokenizer=pre_tokenizer if tokenizer else None, dtype=quantize)
     print(f"Written: {path} ({path.stat().st_size / 1e6:.0f} MB)")
 
 
@@ -50,7 +50,7 @@ def servable(folder: Path) -> Path:
 
 @command
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="tools/export.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="tools/export.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("engine", choices=["gguf", "serve"])
     parser.add_argument("checkpoint", help="a folder of the profile's run folder, such as model, or any other's path")
     parser.add_argument("--profile", default="embedded", help="whose run folder: a name, or a .yaml file's path")
@@ -58,14 +58,14 @@ def main(arguments: list[str] | None = None) -> int:
         "--pre-tokenizer",
         help="llama.cpp's name for how text is cut, or none: no vocabulary (default: as the tokenizer is recognised)",
     )
-    parser.add_argument("--dtype", help="float32, float16, bfloat16 or q8_0 (default: the checkpoint's own)")
+    parser.add_argument("--quantize", choices=["q8_0"], help="the weights of the GGUF file (default: not)")
     parser.add_argument("--vllm", default="vllm", help="vLLM's command, or the Python of its environment")
     options, others = parser.parse_known_args(arguments)
     folder = run_folder(load_profile(options.profile).name) / options.checkpoint
     if options.engine == "gguf":
         if others:
             parser.error(f"unrecognized arguments: {' '.join(others)}")
-        gguf(folder, options.pre_tokenizer, options.dtype)
+        gguf(folder, options.pre_tokenizer, options.quantize)
         return 0
     vllm = shutil.which(options.vllm)
     if vllm is None:
