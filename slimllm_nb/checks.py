@@ -10,6 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerB
 
 from slimllm_nb.llama import PROJECTIONS, Widths, layer_widths
 
+LLAMAS = ("llama", "slim_llama")  # architectures: LLaMA's, and what prune() returns
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -18,7 +19,7 @@ def require_llama(model: PreTrainedModel) -> None:
     if hasattr(model, "merge_and_unload"):
         raise ValueError(f"the model is a {type(model).__name__}, with adapters: merge_and_unload() first")
     architecture = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if architecture not in ("llama", "slim_llama") or not isinstance(model, LlamaForCausalLM):
+    if architecture not in LLAMAS or not isinstance(model, LlamaForCausalLM):
         raise ValueError(
             f"the model is a {type(model).__name__} of architecture {architecture!r}; "
             "allowed: a causal language model of architecture 'llama' (and what prune() returns; sources.as_llama "

@@ -34,7 +34,7 @@ from slimllm_nb.pruning.prune import Layers, prune_decoder
 from slimllm_nb.pruning.report import PruningReport
 from slimllm_nb.pruning.sublayers import Settings
 from slimllm_nb.sources import SourceError, load_tokenizer
-from slimllm_nb.sources.families import NO_OUTPUT_BIAS
+from slimllm_nb.sources.families import NO_OUTPUT_BIAS, output_biases
 from slimllm_nb.sources.models import empty_model, require_same_weights, weight_files, weight_shapes
 
 HIDDEN_BYTES = 1 << 30  # hidden states that wait in memory for perplexity; more blocks read the layers once more
@@ -60,9 +60,9 @@ class StoredModel:
         if (self.folder / "generation_config.json").is_file():
             self.skeleton.generation_config = GenerationConfig.from_pretrained(self.folder)
         self._file_of = weight_files(self.folder)
-        self._zeros = set()  # what the family's files do not hold
+        self._zeros: dict[str, Tensor] = {}  # what the family's files do not hold
         if json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["model_type"] == NO_OUTPUT_BIAS:
-            self._zeros = {name for name in self.skeleton.state_dict() if name.endswith("o_proj.bias")}
+            self._zeros = output_biases(self.skeleton.config, self.dtype, self.device)
         self._check()
         rotation = LlamaRotaryEmbedding(self.skeleton.config)
         self.skeleton.model.rotary_emb = rotation.to(self.device)  # its buffers are in no file
@@ -88,15 +88,14 @@ class StoredModel:
         if self.skeleton.config.tie_word_embeddings:
             for shapes in (expected, found):
                 shapes.pop("lm_head.weight", None)
-        missing, extra = expected.keys() - found.keys() - self._zeros, found.keys() - expected.keys()
+        missing, extra = expected.keys() - found.keys() - self._zeros.keys(), found.keys() - expected.keys()
         other = [(name, found[name], expected[name]) for name in expected.keys() & found.keys()]
         require_same_weights(str(self.folder), missing, extra, [one for one in other if one[1] != one[2]])
 
     def _read(self, names: set[str], device: str, dtype: torch.dtype | None) -> dict[str, Tensor]:
         """These weights; dtype: None for the file's own. On the CPU they are memory-mapped where it is that."""
-        shapes = self.skeleton.state_dict()
-        tensors = {name: torch.zeros_like(shapes[name], device=device) for name in names & self._zeros}
-        names = names - self._zeros
+        tensors = {name: self._zeros[name] for name in names & self._zeros.keys()}
+        names = names - self._zeros.keys()
         for file in sorted({self._file_of[name] for name in names}):
             with safe_open(file, framework="pt", device=device) as opened:
                 here = [name for name in sorted(names) if self._file_of[name] == file]

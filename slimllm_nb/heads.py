@@ -44,21 +44,24 @@ def covariance_of_contributions(
     return covariance
 
 
+def kept_and_full(
+    covariance: Float[Tensor, "hidden heads heads"], sets: Int[Tensor, "sets kept"]
+) -> tuple[Float[Tensor, "hidden sets"], Float[Tensor, "hidden sets"], Float[Tensor, "hidden 1"]]:
+    """For every output dimension and set of heads: cov(the set's output, full output), var(the set's output); and
+    var(full output)."""
+    indicators = covariance.new_zeros(len(sets), covariance.shape[1]).scatter_(1, sets, 1).T  # (heads, sets)
+    within = ((covariance @ indicators) * indicators).sum(1)
+    return covariance.sum(2) @ indicators, within, covariance.sum((1, 2))[:, None]
+
+
 def _similarities(
-    covariance: Float[Tensor, "hidden heads heads"], sets: Float[Tensor, "sets heads"]
+    covariance: Float[Tensor, "hidden heads heads"], sets: Int[Tensor, "sets kept"]
 ) -> Float[Tensor, "sets"]:
-    """sim(S) of several sets of heads; a row of `sets` has a 1 for every head in S. 0 for outputs that do not vary."""
-    sets = sets.to(covariance)
-    cov = covariance.sum(2) @ sets.T  # of the set's contribution with the full output: (hidden, sets)
-    var_kept = ((covariance @ sets.T) * sets.T).sum(1)
-    var_full = covariance.sum((1, 2))[:, None]
+    """sim(S) of several sets of heads; an output that does not vary counts as 0."""
+    cov, var_kept, var_full = kept_and_full(covariance, sets)
     floor = variance_floor(var_full)
     pearson = cov.abs() / (var_kept.clamp_min(floor) * var_full.clamp_min(floor)).sqrt()
     return torch.where((var_kept > floor) & (var_full > floor), pearson, 0).sum(0)
-
-
-def _indicator(sets: Int[Tensor, "sets kept"], heads: int) -> Float[Tensor, "sets heads"]:
-    return torch.zeros(len(sets), heads, device=sets.device).scatter_(1, sets, 1)
 
 
 def similarity(covariance: Float[Tensor, "hidden heads heads"], kept: Int[Tensor, "kept"]) -> Float[Tensor, ""]:
@@ -66,12 +69,14 @@ def similarity(covariance: Float[Tensor, "hidden heads heads"], kept: Int[Tensor
 
     Between 0 and `hidden`. Paper eq. 3 (per output dimension, in absolute value, as in the authors' code).
     """
-    return _similarities(covariance, _indicator(kept[None], len(covariance[0])))[0]
+    return _similarities(covariance, kept[None])[0]
 
 
 def head_importance(covariance: Float[Tensor, "hidden heads heads"]) -> Float[Tensor, "heads"]:
     """-sim(all heads but h) for every head h: higher means more important. Paper eq. 4."""
-    return -_similarities(covariance, 1 - torch.eye(len(covariance[0])))
+    heads = torch.arange(covariance.shape[1], device=covariance.device)
+    others = heads.repeat(len(heads), 1)[heads != heads[:, None]].view(len(heads), -1)
+    return -_similarities(covariance, others)
 
 
 def select_heads(
@@ -110,5 +115,4 @@ def exchange_similarities(
     covariance: Float[Tensor, "hidden heads heads"], kept: Int[Tensor, "kept"], candidate: Int[Tensor, ""]
 ) -> Float[Tensor, "kept"]:
     """sim(kept with `candidate` in the place of kept[i]) for every position i."""
-    sets = kept.repeat(len(kept), 1).fill_diagonal_(candidate)
-    return _similarities(covariance, _indicator(sets, len(covariance[0])))
+    return _similarities(covariance, kept.repeat(len(kept), 1).fill_diagonal_(candidate))

@@ -12,6 +12,7 @@ from slimllm_nb.pruning.budget import (
     aligned,
     channels_for,
     check_met,
+    expand_ratios,
     plan_target,
     removed_counts,
     unit_parameters,
@@ -52,6 +53,12 @@ def test_kept_channels_are_a_multiple_and_the_target_is_met(amount, generator):
         assert report.decoder.share_left == pytest.approx(0.8, abs=0.003)
     with pytest.raises(ValueError, match="channel_multiple is 2048; allowed: 1 to 1024, a layer's channels"):
         prune(model, ids, **options | {"channel_multiple": 2048})
+
+
+def test_one_ratio_a_layer_is_that_of_heads_and_channels():
+    assert expand_ratios(torch.tensor([0.1, 0.3])).tolist() == torch.tensor([[0.1, 0.1], [0.3, 0.3]]).tolist()
+    apart = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
+    assert torch.equal(expand_ratios(apart), apart)
 
 
 @pytest.mark.parametrize("biases", [False, True])

@@ -14,6 +14,7 @@ from importlib.metadata import version
 import gguf
 import torch
 from torch import nn
+from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup, quantize_
 
 from results import QUANTIZED
 from slimllm_nb import calibration, evaluation, pruning
@@ -26,8 +27,6 @@ MULTIPLES, SEEDS = (1, 32, 64), 3
 
 
 def by_torchao(model: nn.Module, kind: str) -> None:
-    from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup, quantize_
-
     config = Int8WeightOnlyConfig() if kind == "int8" else IntxWeightOnlyConfig(torch.int4, PerGroup(32))
     quantize_(model.model, config)
 

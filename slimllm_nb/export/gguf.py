@@ -86,15 +86,17 @@ def write_gguf(
             raise ValueError(f"pre_tokenizer is {pre_tokenizer!r}; allowed: {', '.join(known)}")
     if not has_even_groups(model):
         model = to_even_groups(model)
+    block = gguf.GGML_QUANT_SIZES[FILE_TYPES[dtype][0]][0]
+    for name, tensor in _tensors(model):
+        if tensor.ndim > 1 and tensor.shape[-1] % block:
+            says = f"{name} has {tensor.shape[-1]} columns; {dtype} takes multiples of {block}"
+            raise ValueError(f"{says} (channel_multiple={block} prunes ffn_down to them)")
     with replacing(path) as partial:
         writer = gguf.GGUFWriter(partial, ARCHITECTURE)
         _write_settings(writer, model, FILE_TYPES[dtype][1])
         _write_vocabulary(writer, tokenizer, vocabulary, pre_tokenizer, model.config)
         for name, tensor in _tensors(model):
             kind = FILE_TYPES[dtype][0] if tensor.ndim > 1 else gguf.GGMLQuantizationType.F32
-            if tensor.shape[-1] % (block := gguf.GGML_QUANT_SIZES[kind][0]):
-                says = f"{name} has {tensor.shape[-1]} columns; {dtype} takes multiples of {block}"
-                raise ValueError(f"{says} (channel_multiple={block} prunes ffn_down to them)")
             data = np.ascontiguousarray(tensor.float().cpu().numpy())
             writer.add_tensor(name, gguf.quants.quantize(data, kind), raw_dtype=kind)
         writer.write_header_to_file()

@@ -30,15 +30,13 @@ def checked_choice(part: object, kept, count: int, num_pruned: int, where: str) 
 
 
 def checked_allocation(part: object, found, layers: int) -> torch.Tensor:
-    """The ratios of every layer's heads and channels, (layers, 2), in float64 on the CPU.
-
-    Raises: PartError unless a ratio, or two, for every layer, finite and not negative."""
+    """In float64 on the CPU. Raises: PartError unless a ratio, or two, for every layer, finite and not negative."""
     shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
     if shape not in ((layers,), (layers, 2)):
         raise PartError(f"{part} returned {shape}; allowed: ({layers},), or ({layers}, 2) for heads, channels")
     if not torch.isfinite(found).all() or (found < 0).any():
         raise PartError(f"{part} returned {found.tolist()}; allowed: finite ratios, not negative")
-    return found.double().cpu().reshape(layers, -1).expand(layers, 2)
+    return found.double().cpu()
 
 
 def checked_recovery(

@@ -70,12 +70,17 @@ class PruningTarget:
 
         def allocation(ratio: float) -> Float[Tensor, "layers 2"]:
             found = method.allocation(known | {"pruning_ratio": ratio})
-            return checked_allocation(method.allocation, found, len(units))
+            return expand_ratios(checked_allocation(method.allocation, found, len(units)))
 
         if self.target_parameters is None:
             return Plan(self.pruning_ratio, allocation(self.pruning_ratio), channel_multiple=self.channel_multiple)
         wanted = self.target_parameters, self.target_of, method.recovery.adds_bias, self.channel_multiple
         return plan_target(allocation, model, *wanted)
+
+
+def expand_ratios(found: Float[Tensor, "*layers_and_two"]) -> Float[Tensor, "layers 2"]:
+    """One ratio for each layer as ratios of its heads and of its channels; (layers, 2) as it is."""
+    return found if found.ndim == 2 else found[:, None].expand(-1, 2)
 
 
 def unit_parameters(layer: nn.Module) -> tuple[int, int, int]:
@@ -146,11 +151,8 @@ def plan_target(
     removable = torch.tensor(removable, dtype=torch.float64)
     most = removable.sum(1) - torch.tensor(stays)
 
-    def planned(ratio: float) -> Float[Tensor, "layers 2"]:
-        return allocation(ratio).reshape(len(most), -1).expand(-1, 2)
-
     def removals(ratio: float) -> Float[Tensor, "layers"]:
-        return (planned(ratio) * removable).sum(1).minimum(most)
+        return (expand_ratios(allocation(ratio)) * removable).sum(1).minimum(most)
 
     def surplus(ratio: float) -> float:
         return removals(ratio).sum().item() - (1 - target) * total
@@ -164,7 +166,7 @@ def plan_target(
     # What is removed grows with the ratio; where an allocation gives whole heads and channels, in small steps, which
     # the channels make up.
     ratio = HIGHEST if most_of_all < 0 else optimize.bisect(surplus, 0.0, HIGHEST, xtol=1e-15)
-    return Plan(ratio, planned(ratio), removals(ratio), channel_multiple)
+    return Plan(ratio, expand_ratios(allocation(ratio)), removals(ratio), channel_multiple)
 
 
 def check_met(target: PruningTarget, left: Mapping[str, float]) -> None:

@@ -78,11 +78,15 @@ def dense_scores(
     index: int,
 ) -> tuple[None, dict[str, Tensor]]:
     """Head and channel scores of a layer that is not pruned. `batches` are overwritten with its output."""
-    sublayers, found = (Attention(layer, batches, index, settings, context), Mlp(layer, batches, index, settings)), {}
-    for sublayer, score in zip(sublayers, (settings.method.head_score, settings.method.channel_score), strict=True):
-        found[f"{score.kind}s"] = _scores(sublayer, gather(sublayer, set(score.needs)), score)
-        _move_on(sublayer, None, sublayer.weight, sublayer.projection.bias)
-    return None, found
+    heads = _dense_scores(Attention(layer, batches, index, settings, context), settings.method.head_score)
+    channels = _dense_scores(Mlp(layer, batches, index, settings), settings.method.channel_score)
+    return None, {"head_scores": heads, "channel_scores": channels}
+
+
+def _dense_scores(sublayer: Sublayer, score: Part) -> Tensor:
+    found = _scores(sublayer, gather(sublayer, set(score.needs)), score)
+    _move_on(sublayer, None, sublayer.weight, sublayer.projection.bias)
+    return found
 
 
 def _scores(sublayer: Sublayer, statistics: dict, score: Part) -> Tensor:

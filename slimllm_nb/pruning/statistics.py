@@ -132,11 +132,11 @@ def output_moments(
     """Moments of what the kept columns give and of the full output: from the covariance of the inputs where that was
     gathered, else in another pass over the batches. weight: a new one for the kept columns; None: their own."""
     own, means = sublayer.weight, statistics.get("input_means")
-    if "contribution_covariance" in statistics and weight is None:  # heads: sums of what is there
-        covariance, full = statistics["contribution_covariance"], own.to(means)
-        head = columns[:: statistics["head_dim"]] // statistics["head_dim"]
-        sums = covariance[:, head][:, :, head].sum((1, 2)), covariance.sum((1, 2)), covariance[:, head].sum((1, 2))
-        return regression.Moments(full[:, columns] @ means[columns], full @ means, *sums)
+    if "contribution_covariance" in statistics and weight is None:
+        heads_kept = columns[:: statistics["head_dim"]] // statistics["head_dim"]
+        found = heads.kept_and_full(statistics["contribution_covariance"], heads_kept[None])
+        (cov, var_kept, var_full), full = (one[:, 0] for one in found), own.to(means)
+        return regression.Moments(full[:, columns] @ means[columns], full @ means, var_kept, var_full, cov)
     kept = own[:, columns] if weight is None else weight
     if "input_covariance" in statistics:
         return regression.moments_from_covariance(means, statistics["input_covariance"], columns, kept, own)

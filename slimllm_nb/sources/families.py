@@ -4,10 +4,12 @@ import copy
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-LLAMAS = ("llama", "slim_llama")
+from slimllm_nb.checks import LLAMAS
+
 NO_OUTPUT_BIAS = "qwen2"  # has biases on q, k and v; LLaMA's o_proj has one with them, which is zero then
 ALLOWED = "allowed: 'llama' (or a checkpoint of this project), 'mistral' and 'qwen2' without a sliding window"
 OTHERWISE = {  # what a LLaMA does not compute
@@ -32,11 +34,9 @@ def why_not_llama(config: Mapping) -> str | None:
         return f"model_type {family!r}" + (f" ({OTHERWISE[family]})" if family in OTHERWISE else "")
     window = config.get("sliding_window", 4096)  # where it is not given, transformers takes that
     used = family == "mistral" or config.get("use_sliding_window", False)
-    return (
-        f"model_type {family!r} with a sliding window of {window} tokens"
-        if used and window and window < longest
-        else None
-    )
+    if used and window and window < longest:
+        return f"model_type {family!r} with a sliding window of {window} tokens"
+    return None
 
 
 def llama_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -46,10 +46,15 @@ def llama_config(config: PreTrainedConfig) -> PreTrainedConfig:
     if reason := why_not_llama(config.to_dict()):
         raise ValueError(f"the model has {reason}; {ALLOWED}")
     own = config.to_dict()
-    taken = {name: own[name] for name in LlamaConfig().to_dict() if name in own}
-    for name in ("model_type", "architectures", "transformers_version"):
-        taken.pop(name, None)
-    return LlamaConfig(**taken | {"attention_bias": config.model_type == NO_OUTPUT_BIAS, "dtype": config.dtype})
+    names = LlamaConfig().to_dict().keys() & own.keys() - {"model_type", "architectures", "transformers_version"}
+    changed = {"attention_bias": config.model_type == NO_OUTPUT_BIAS, "dtype": config.dtype}
+    return LlamaConfig(**{name: own[name] for name in names} | changed)
+
+
+def output_biases(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """The biases, all zero, of every o_proj of this LLaMA, which NO_OUTPUT_BIAS does not have."""
+    names = [f"model.layers.{index}.self_attn.o_proj.bias" for index in range(config.num_hidden_layers)]
+    return {name: torch.zeros(config.hidden_size, dtype=dtype, device=device) for name in names}
 
 
 def as_llama(model: PreTrainedModel) -> PreTrainedModel:
@@ -62,8 +67,7 @@ def as_llama(model: PreTrainedModel) -> PreTrainedModel:
         return model
     tensors = model.state_dict()
     if config.attention_bias:
-        zeros = torch.zeros(config.hidden_size, dtype=model.dtype, device=model.device)
-        tensors |= {f"model.layers.{i}.self_attn.o_proj.bias": zeros.clone() for i in range(config.num_hidden_layers)}
+        tensors |= output_biases(config, model.dtype, model.device)
     with torch.device("meta"):
         llama = LlamaForCausalLM(config)
     llama.load_state_dict(tensors, assign=True)
