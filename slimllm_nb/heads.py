@@ -11,8 +11,10 @@ follows from Sigma, the covariance of the input of `o_proj`: the activations are
 Statistics are float64 (tens of thousands of tokens are summed and near ties decide which head goes).
 """
 
+from collections.abc import Callable
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from slimllm_nb.regression import variance_floor
@@ -101,9 +103,21 @@ def select_heads(
     pruned, kept = order[:num_pruned], order[num_pruned:].sort().values
     if not greedy:
         return kept
+    return greedy_search(covariance, kept, pruned)
+
+
+def greedy_search(
+    covariance: Float[Tensor, "hidden heads heads"],
+    kept: Int[Tensor, "kept"],
+    candidates: Int[Tensor, "candidates"],
+    allowed: Callable[[Tensor, Tensor], Bool[Tensor, "kept"]] | None = None,
+) -> Int[Tensor, "kept"]:
+    """The loop of Algorithm 1. allowed(kept, candidate): the positions that may be exchanged; None: every one."""
     best = similarity(covariance, kept)
-    for candidate in pruned:
+    for candidate in candidates:
         exchanges = exchange_similarities(covariance, kept, candidate)
+        if allowed is not None:
+            exchanges = exchanges.where(allowed(kept, candidate), -torch.inf)
         position = exchanges.argmax()
         if exchanges[position] > best:
             best = exchanges[position]

@@ -24,6 +24,7 @@ def main_parser() -> argparse.ArgumentParser:
     parser.add_argument("--texts", nargs="+", help=".txt or .jsonl files (default: embedded news)")
     parser.add_argument("--method", default="obs_heads_ridge", help="default: obs_heads_ridge; slimllm: as published")
     parser.add_argument("--channel-multiple", type=int, default=1, help="64 for speed on a GPU (default: 1)")
+    parser.add_argument("--even-groups", action="store_true", help="as many query heads for every key/value head: vLLM")
     parser.add_argument("--pruned-layers", type=int, help="default: by --keep, in proportion to the paper's")
     parser.add_argument("--alpha", type=float, help="how much the layers' ratios differ; default: by --keep")
     parser.add_argument("--samples", type=int, default=128, help="calibration samples (default: 128)")
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     from slimllm_nb.calibration import windows
     from slimllm_nb.disk import checkpoint_perplexity, prune_checkpoint
     from slimllm_nb.evaluation import token_blocks
+    from slimllm_nb.methods import as_method
     from slimllm_nb.sources import load_tokenizer
     from slimllm_nb.sources.checkpoints import checkpoint_folder
     from slimllm_nb.sources.models import empty_model
@@ -61,20 +63,24 @@ def main(arguments: list[str] | None = None) -> int:
     layers = empty_model(str(source)).config.num_hidden_layers
     of_32, alpha = MILD if 1 - options.keep <= MOST_MILD else STRONG
     pruned_layers = round(of_32 / 32 * layers) if options.pruned_layers is None else options.pruned_layers
+    method = as_method(options.method)
+    if options.even_groups:
+        selection = {"name": method.head_selection.name, "even_groups": True}
+        method = as_method({"base": options.method, "head_selection": selection})
     spread = {"pruned_layers": pruned_layers, "alpha": alpha if options.alpha is None else options.alpha}
     texts, held_out, named = halves(options.texts)
     tokenizer, place = load_tokenizer(str(source)), {"dtype": options.dtype, "device": options.device}
     input_ids = windows(texts, tokenizer, options.samples, options.length, options.seed)
     blocks = {"held-out texts": token_blocks(held_out, tokenizer, options.length, options.tokens)}
     samples = f"{options.samples} samples of {options.length} tokens from {named}"
-    print(f"{options.method}: {pruned_layers} of {layers} layers, alpha {spread['alpha']:g}; {samples}", flush=True)
+    print(f"{method.name}: {pruned_layers} of {layers} layers, alpha {spread['alpha']:g}; {samples}", flush=True)
     report = prune_checkpoint(
         source,
         options.target,
         input_ids,
         target_parameters=options.keep,
         target_of=options.of,
-        method=options.method,
+        method=method,
         channel_multiple=options.channel_multiple,
         seed=options.seed,
         base_model=options.model,

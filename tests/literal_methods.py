@@ -191,7 +191,7 @@ def cost_without(h, weight, gone):
     return np.trace((new - weight) @ h @ (new - weight).T) / 2
 
 
-def literal_obs(x, weight, size, number, rounds):
+def literal_obs(x, weight, size, number, rounds, may_go=lambda gone: True):
     """Groups of neighbouring columns, the cheapest first; every cost from a fit of its own."""
     h, gone = damped(x), []
     groups = list(range(weight.shape[1] // size))
@@ -201,6 +201,8 @@ def literal_obs(x, weight, size, number, rounds):
 
     for this_round in range(rounds):
         going = number * (this_round + 1) // rounds - number * this_round // rounds
-        costs = {g: cost_without(h, weight, columns([*gone, g])) for g in groups if g not in gone}
+        costs = {
+            g: cost_without(h, weight, columns([*gone, g])) for g in groups if g not in gone and may_go([*gone, g])
+        }
         gone += sorted(costs, key=costs.get)[:going]
     return [g for g in groups if g not in gone]

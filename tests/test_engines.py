@@ -56,12 +56,6 @@ def greedy(model, prompt: list[int]) -> list[int]:
     return ids[0, len(prompt) :].tolist()
 
 
-def one_of_each(scores, num_pruned):
-    """A head selection that leaves two groups of heads as large."""
-    kept, half = len(scores) - num_pruned, len(scores) // 2
-    return torch.cat([torch.arange((kept + 1) // 2), half + torch.arange(kept // 2)])
-
-
 def qwen() -> LlamaForCausalLM:
     """With biases that are not zero."""
     heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 64}
@@ -73,7 +67,7 @@ def qwen() -> LlamaForCausalLM:
 
 
 def cases() -> dict[str, tuple[LlamaForCausalLM, dict]]:
-    even = {"pruning_ratio": 0.25, "alpha": 0.0, "method": {"head_selection": one_of_each}}
+    even = {"method": {"head_selection": {"name": "greedy", "even_groups": True}}}
     return {
         "multi-head": (make_small_model(8, **SHAPE), {}),
         "uneven groups": (make_small_model(2, **SHAPE), {}),

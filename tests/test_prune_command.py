@@ -26,10 +26,11 @@ def mine(tmp_path_factory):
 @pytest.mark.parametrize(("keep", "spread"), [("0.8", (6, 10.0)), ("0.6", (8, 7.0))])
 def test_it_prunes_measures_and_says_how_to_go_on(mine, tmp_path, capsys, keep, spread):
     target = tmp_path / "pruned"
-    texts = ["--texts", str(mine / "my.txt")]
+    texts = ["--texts", str(mine / "my.txt"), *(["--even-groups"] if keep == "0.6" else [])]
     assert main([str(mine / "llama"), str(target), "--keep", keep, "--of", "decoder", *texts, *FEW]) == 0
     said = capsys.readouterr().out
-    assert f"obs_heads_ridge: {spread[0]} of {LAYERS} layers, alpha {spread[1]:g}; 6 samples of 32 tokens from" in said
+    method = "obs_heads_ridge" + (", head_selection=obs(even_groups=True)" if keep == "0.6" else "")
+    assert f"{method}: {spread[0]} of {LAYERS} layers, alpha {spread[1]:g}; 6 samples of 32 tokens from" in said
     report = json.loads((target / "pruning_report.json").read_text())
     assert (report["pruned_layers"], report["alpha"]) == spread and report["target_parameters"] == float(keep)
     assert f'AutoModelForCausalLM.from_pretrained("{target}", trust_remote_code=True)' in said
@@ -57,6 +58,7 @@ def test_held_out_texts_are_others(mine):
         (["--method", "llm_pruner"], "asks for gradients"),
         (["--texts", "nothing.txt"], "cannot read the text file nothing.txt"),
         (["--samples", "100000"], "100000 samples of 32 tokens were asked for"),
+        (["--method", "flap", "--even-groups"], "head_selection 'lowest' has no option even_groups"),
         (["--channel-multiple", "4096"], "channel_multiple is 4096; allowed: 1 to 172"),
     ],
 )

@@ -15,6 +15,8 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from slimllm_nb.command import command
 from slimllm_nb.comparison.kept import collect, dumped, kept_ablations, of_cell, usable
 from slimllm_nb.comparison.plan import PLAN, PlanError, group_and_bench, load_plan, plan_of
@@ -70,7 +72,7 @@ def measure(task: Task) -> list[Row]:
 def sweep(waiting: list[Task], workers: int = 1, minutes: float = MINUTES) -> list[Task]:
     """Measure these; `workers` processes share the cores. After so many minutes no task is begun any more; returns what
     is left. Raises: those of Bench.row."""
-    end, threads = time.monotonic() + 60 * minutes, max(1, (os.cpu_count() or 1) // workers)
+    end, threads = time.monotonic() + 60 * minutes, max(1, torch.get_num_threads() // workers)
     context = multiprocessing.get_context("spawn")
     left, running = list(waiting), set()
     with (
@@ -94,8 +96,6 @@ def sweep(waiting: list[Task], workers: int = 1, minutes: float = MINUTES) -> li
 
 
 def _share_cores(threads: int) -> None:
-    import torch
-
     torch.set_num_threads(threads)
 
 

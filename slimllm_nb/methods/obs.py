@@ -5,26 +5,39 @@ for layers: with H = covariance of the inputs + 1 % of its mean diagonal, removi
 letting the others make up for it raises the squared output error by tr(W_g (H^-1_gg)^-1 W_g') / 2.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from slimllm_nb.llama import head_columns
+from slimllm_nb.methods.even_groups import even_sizes, may_go
 from slimllm_nb.methods.registry import register
 
 DAMPING = 0.01
 
 
 @register.head_selection("obs")
-def obs_heads(input_covariance, output_weight, head_dim, num_pruned):
-    """Heads go one at a time. With grouped-query attention a query head is the group."""
-    return remove_groups(input_covariance, output_weight, head_dim, num_pruned, rounds=num_pruned)
+def obs_heads(input_covariance, output_weight, head_dim, num_pruned, key_value_owner, even_groups=False):
+    """Heads go one at a time. With grouped-query attention a query head is the group. even_groups: see
+    methods.even_groups; of the sizes that are possible, the one that costs least."""
+    given = input_covariance, output_weight, head_dim
+    if not even_groups:
+        return remove_groups(*given, num_pruned, rounds=num_pruned)[0]
+    found = []
+    for groups, size in even_sizes(key_value_owner, num_pruned):
+        number = len(key_value_owner) - groups * size
+        allowed = partial(may_go, owner=key_value_owner, groups=groups, size=size)
+        found.append(remove_groups(*given, number, rounds=number, allowed=allowed))
+    return min(found, key=lambda one: one[1])[0]
 
 
 @register.channel_selection("obs")
 def obs_channels(input_covariance, output_weight, num_pruned, rounds=16):
     """Channels go in `rounds` rounds of as many."""
-    return remove_groups(input_covariance, output_weight, 1, num_pruned, rounds)
+    return remove_groups(input_covariance, output_weight, 1, num_pruned, rounds)[0]
 
 
 def remove_groups(
@@ -33,8 +46,10 @@ def remove_groups(
     size: int,
     num_pruned: int,
     rounds: int,
-) -> Int[Tensor, "kept"]:
-    """The groups of `size` neighbouring columns to keep, sorted, after `num_pruned` went in `rounds` rounds.
+    allowed: Callable[[Bool[Tensor, "groups"]], Bool[Tensor, "groups"]] = torch.clone,
+) -> tuple[Int[Tensor, "kept"], float]:
+    """The groups of `size` neighbouring columns to keep, sorted, after `num_pruned` went in `rounds` rounds, and what
+    that cost. allowed: which of those that are left may go.
 
     What removals change of the inverse is kept as products left @ right, and of the inverse itself only the groups' own
     blocks are brought up to date: a round then writes a few columns, not the whole matrix.
@@ -46,12 +61,15 @@ def remove_groups(
     blocks = _own_blocks(inverse, size).clone()
     left, right = inverse.new_empty(len(inverse), 0), inverse.new_empty(0, len(inverse))
     alive = torch.ones(len(blocks), dtype=torch.bool, device=weight.device)
+    cost = 0.0
     for this_round in range(rounds):
         # As many in every round as whole groups allow, num_pruned in all.
         number = num_pruned * (this_round + 1) // rounds - num_pruned * this_round // rounds
         if number == 0:
             continue
-        going = _costs(blocks, weight).masked_fill(~alive, torch.inf).argsort(stable=True)[:number]
+        costs = _costs(blocks, weight).masked_fill(~allowed(alive), torch.inf)
+        going = costs.argsort(stable=True)[:number]
+        cost += costs[going].sum().item()
         alive[going] = False
         columns = head_columns(going, size)
         rows = inverse[columns] - left[columns] @ right  # of the inverse as it stands
@@ -62,7 +80,7 @@ def remove_groups(
         left, right = torch.cat([left, shares], 1), torch.cat([right, rows])
         blocks -= shares.unflatten(0, (-1, size)) @ rows.T.unflatten(0, (-1, size)).mT
         blocks[going] = torch.eye(size, dtype=blocks.dtype, device=blocks.device)
-    return alive.nonzero().flatten()
+    return alive.nonzero().flatten(), cost
 
 
 def _own_blocks(matrix: Float[Tensor, "width width"], size: int) -> Float[Tensor, "groups size size"]:

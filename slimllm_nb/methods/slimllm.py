@@ -3,6 +3,7 @@
 import torch
 
 from slimllm_nb import channels, heads, ratios, regression
+from slimllm_nb.methods.even_groups import select_evenly
 from slimllm_nb.methods.registry import register
 
 
@@ -13,8 +14,10 @@ def pearson(contribution_covariance):
 
 
 @register.head_selection("greedy")
-def greedy(scores, contribution_covariance, num_pruned):
-    """Paper Algorithm 1, from the guess that any head score gives."""
+def greedy(scores, contribution_covariance, num_pruned, key_value_owner, even_groups=False):
+    """Paper Algorithm 1, from the guess that any head score gives. even_groups: see methods.even_groups."""
+    if even_groups:
+        return select_evenly(contribution_covariance, num_pruned, scores, key_value_owner)
     return heads.select_heads(contribution_covariance, num_pruned, importance=scores)
 
 

@@ -105,7 +105,8 @@ def _prune(
     statistics = gather(sublayer, {name for part in parts for name in part.needs}) | {"num_pruned": num_pruned}
     if score:
         statistics["scores"] = _scores(sublayer, statistics, *score)
-    kept = checked_choice(selection, selection(statistics), sublayer.count, num_pruned, sublayer.where)
+    asked = None if selection.options.get("even_groups") else num_pruned
+    kept = checked_choice(selection, selection(statistics), sublayer.count, asked, sublayer.where)
     columns = sublayer.columns(kept := kept.to(sublayer.weight.device))
     weight, bias, report = _recover(sublayer, statistics, columns, recovery)
     _move_on(sublayer, columns, weight, bias)
