@@ -29,6 +29,7 @@ def main_parser() -> argparse.ArgumentParser:
     parser.add_argument("--alpha", type=float, help="how much the layers' ratios differ; default: by --keep")
     parser.add_argument("--samples", type=int, default=128, help="calibration samples (default: 128)")
     parser.add_argument("--length", type=int, default=128, help="tokens of each (default: 128)")
+    parser.add_argument("--generated", type=int, default=0, help="so many of them the model's own text (default: 0)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--dtype", default="auto", help="of computation and checkpoint (default: the model's own)")
@@ -51,11 +52,11 @@ def halves(files: list[str] | None) -> tuple[list[str], list[str], str]:
 @command
 def main(arguments: list[str] | None = None) -> int:
     options = main_parser().parse_args(arguments)
-    from slimllm_nb.calibration import windows
     from slimllm_nb.disk import checkpoint_perplexity, prune_checkpoint
     from slimllm_nb.evaluation import token_blocks
+    from slimllm_nb.generated import real_and_generated
     from slimllm_nb.methods import as_method
-    from slimllm_nb.sources import load_tokenizer
+    from slimllm_nb.sources import load_model, load_tokenizer
     from slimllm_nb.sources.checkpoints import checkpoint_folder
     from slimllm_nb.sources.models import empty_model
 
@@ -70,8 +71,10 @@ def main(arguments: list[str] | None = None) -> int:
     spread = {"pruned_layers": pruned_layers, "alpha": alpha if options.alpha is None else options.alpha}
     texts, held_out, named = halves(options.texts)
     tokenizer, place = load_tokenizer(str(source)), {"dtype": options.dtype, "device": options.device}
-    input_ids = windows(texts, tokenizer, options.samples, options.length, options.seed)
+    sizes = options.samples, options.generated, options.length, options.seed
+    input_ids = real_and_generated(texts, tokenizer, lambda: load_model(str(source), **place), *sizes)
     blocks = {"held-out texts": token_blocks(held_out, tokenizer, options.length, options.tokens)}
+    named += f", {options.generated} of them the model's own text" if options.generated else ""
     samples = f"{options.samples} samples of {options.length} tokens from {named}"
     print(f"{method.name}: {pruned_layers} of {layers} layers, alpha {spread['alpha']:g}; {samples}", flush=True)
     report = prune_checkpoint(

@@ -95,7 +95,7 @@ def test_files_that_cannot_be_read(name, content, message, tmp_path):
 def test_names():
     assert find_corpus("news") is None
     assert find_corpus("news", {"news": TextSource(files=["a.txt"])}).files == ["a.txt"]
-    with pytest.raises(CorpusError, match="unknown corpus 'c4'; allowed: news, wikipedia, hamlet, bookcorpus"):
+    with pytest.raises(CorpusError, match="unknown corpus 'c4'; allowed: news, wikipedia, hamlet, debates, bookcorpus"):
         find_corpus("c4")
 
 

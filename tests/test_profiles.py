@@ -31,7 +31,10 @@ def test_an_unknown_profile_is_refused_with_the_known_ones():
     ("change", "message"),
     [
         (("pruning_ratio: 0.25", "pruning_ratio: 1.2"), r"settings.20.pruning_ratio: .*less than 1 \(found 1.2\)"),
-        (("corpus: news", "corpus: books"), r"unknown corpus 'books'; allowed: news, wikipedia, hamlet, bookcorpus"),
+        (
+            ("corpus: news", "corpus: books"),
+            r"unknown corpus 'books'; allowed: news, wikipedia, hamlet, debates, bookcorpus",
+        ),
         (("corpus: news", "corpus: hamlet"), "hamlet is for judging alone: name another corpus to calibrate on"),
         (("seed: 42", "seed: 42\nsed: 1"), "sed: there is no such setting: remove it"),
         (("name: embedded", "name: other"), "name is 'other'; it must be 'embedded'"),

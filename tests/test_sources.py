@@ -57,6 +57,7 @@ def test_embedded_model_in_another_dtype():
         ("wikipedia", "calibration", 47, 1_138_451, "Anarchism is a political philosophy"),
         ("wikipedia", "held-out", 47, 1_203_443, "Autism is a neurodevelopmental disorder"),
         ("hamlet", "held-out", 20, 175_013, "SCENE I. Elsinore. A platform before the castle."),
+        ("debates", "held-out", 4, 297_897, "QUIJANO: Good evening. From Longwood University in Farmville, Virginia"),
     ],
 )
 def test_texts(corpus, split, count, characters, start):

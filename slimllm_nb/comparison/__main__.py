@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--settings", help="by comma: the profile's keys, such as 20,50 (default: all)")
     parser.add_argument("--seeds", type=int, default=5, help="how many draws of calibration samples (default: 5)")
     parser.add_argument("--samples", type=int, help="calibration samples (default: the profile's)")
+    parser.add_argument("--generated", type=int, default=0, help="so many of them the model's own text (default: 0)")
     options = parser.parse_args(arguments)
     profile = load_profile(options.profile)
     if options.parts:
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.seeds,
         profile=profile,
         num_samples=options.samples,
+        generated=options.generated,
     )
     folder = comparison_folder(profile.name)
     write_text(folder / "rows.csv", found.frame.to_csv(index=False))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from slimllm_nb.calibration import windows
 from slimllm_nb.comparison.protocol import Protocol, named, protocol_of
 from slimllm_nb.comparison.table import Comparison, Row
 from slimllm_nb.corpora import find_corpus
@@ -17,6 +16,7 @@ from slimllm_nb.devices import device_name, find_device
 from slimllm_nb.evaluation import count_parameters, perplexity, token_blocks
 from slimllm_nb.files import commit, write_text
 from slimllm_nb.fingerprint import digest, fingerprint
+from slimllm_nb.generated import real_and_generated
 from slimllm_nb.methods import Method, MethodLike
 from slimllm_nb.progress import bar as progress_bar
 from slimllm_nb.pruning import layer_similarities, prune
@@ -35,13 +35,14 @@ def compare(
     calibrate_on: Sequence[str] | None = None,
     judge_on: Sequence[str] | None = None,
     num_samples: int | None = None,
+    generated: int = 0,
     progress: bool = True,
 ) -> Comparison:
     """Perplexity of pruned models, every method with the same samples and as many decoder parameters as SlimLLM leaves.
 
     methods: as in methods.as_method; SlimLLM as published is always among them, because the others are compared with it
     seed by seed. settings: keys of the profile's ("20", "50"; default: all). seeds: 0, 1, ... draw the calibration
-    samples. calibrate_on, judge_on, num_samples: see comparison.protocol_of.
+    samples. calibrate_on, judge_on, num_samples, generated: see comparison.protocol_of and Protocol.
 
     SlimLLM prunes by the setting's own ratio; every other method gets the decoder share that SlimLLM left with that
     seed as target_parameters, which it meets within 0.3 points. Every row is kept under runs/<profile>/comparison as
@@ -58,7 +59,7 @@ def compare(
         raise ValueError(f"profile {profile.name} has no setting {wrong}; allowed: {allowed}")
     if seeds < 1:
         raise ValueError(f"seeds is {seeds}; allowed: at least 1")
-    bench = Bench(profile, protocol_of(profile, calibrate_on, judge_on, num_samples), progress)
+    bench = Bench(profile, protocol_of(profile, calibrate_on, judge_on, num_samples, generated), progress)
     total = seeds * len(keys) * len(chosen)
     rows = []
     with progress_bar(total=total, desc="comparing", unit="row", progress=progress) as bar:
@@ -177,13 +178,9 @@ class Bench:
         profile, protocol = self.profile, self.protocol
         corpora = [find_corpus(name, profile.texts) for name in (*protocol.calibrate_on, *protocol.judge_on)]
         files = [Path(file) for one in corpora if one is not None for file in one.files or ()]
-        model = Path(profile.model) if Path(profile.model).is_dir() else profile.model
-        return digest(
-            model=[model, profile.loading, profile.tokenizing],
-            protocol=protocol,
-            texts=[corpora, files],
-            asked=self.zeroshot,
-        )
+        model = [Path(profile.model) if Path(profile.model).is_dir() else profile.model]
+        model += [profile.loading, profile.tokenizing]
+        return digest(model=model, protocol=protocol, texts=[corpora, files], asked=self.zeroshot)
 
     @property
     def _model(self):
@@ -217,7 +214,10 @@ class Bench:
         """Calibration samples, the dense layers' similarities on them, and how many seconds these took."""
         if seed not in self._drawn:
             self._drawn.clear()  # one seed after the other
-            samples = windows(self._texts, self._tokenizer, self.protocol.num_samples, self.protocol.length, seed)
+            sizes = self.protocol.num_samples, self.protocol.generated, self.protocol.length, seed
+            keep = self._path(fingerprint(common=self._common, seed=seed)).with_suffix(".safetensors")
+            given = self._texts, self._tokenizer, lambda: self._model
+            samples = real_and_generated(*given, *sizes, keep if self.protocol.generated else None, self.progress)
             start = time.perf_counter()
             similarity = layer_similarities(self._model, samples, progress=self.progress)
             self._drawn[seed] = samples, similarity, time.perf_counter() - start

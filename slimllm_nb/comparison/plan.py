@@ -35,12 +35,14 @@ class Group(Settings):
     seeds: int = Field(ge=1)
     minutes: int | None = None
     num_samples: int | None = Field(default=None, ge=1)
+    generated: int = Field(default=0, ge=0)
     calibrate_on: list[str] | None = None
+    judge_on: list[str] | None = None
     accuracy: bool = False
     methods: list[str | dict[str, Any]]
 
     def protocol(self, profile: Profile) -> Protocol:
-        return protocol_of(profile, self.calibrate_on, None, self.num_samples)
+        return protocol_of(profile, self.calibrate_on, self.judge_on, self.num_samples, self.generated)
 
     def named_methods(self) -> dict[str, Method]:
         """SlimLLM and the group's own. Raises: PartError for an unknown one."""

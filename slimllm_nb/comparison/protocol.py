@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from slimllm_nb.corpora import EMBEDDED_CORPORA, NEVER_CALIBRATED, find_corpus
+from slimllm_nb.corpora import EMBEDDED_CORPORA, NEVER_CALIBRATED, SET_ASIDE, find_corpus
 from slimllm_nb.fingerprint import digest
 from slimllm_nb.methods import Method, MethodLike, as_method
 from slimllm_nb.reproduce.differences import BASELINE
@@ -17,19 +17,27 @@ Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 class Protocol(Settings):
     """Samples: `num_samples` windows of `length` tokens, drawn with the seed from the calibration halves of all of
-    `calibrate_on` (calibration.windows). Perplexity as in evaluation.token_blocks, on the held-out half of each of
+    `calibrate_on` (calibration.windows); in the place of `generated` of them the dense model's own text
+    (generated.generate_samples). Perplexity as in evaluation.token_blocks, on the held-out half of each of
     `judge_on`."""
 
     calibrate_on: Names
     judge_on: Names
     num_samples: int = Field(ge=1)
+    generated: int = Field(default=0, ge=0)
     length: int = Field(ge=2)
     block_length: int = Field(ge=2)
     max_tokens: int | None = Field(default=None, ge=2)
 
+    @model_validator(mode="after")
+    def _not_more_than_all(self):
+        if self.generated > self.num_samples:
+            raise ValueError(f"generated is {self.generated}; allowed: 0 to {self.num_samples}, the number of samples")
+        return self
+
     def calibrated(self, corpus: str) -> bool:
-        """Whether the calibration samples come from this corpus (from other documents of it)."""
-        return corpus in self.calibrate_on
+        """Whether calibration samples come from this corpus (from other documents of it)."""
+        return corpus in self.calibrate_on and self.generated < self.num_samples
 
 
 def protocol_of(
@@ -37,11 +45,12 @@ def protocol_of(
     calibrate_on: Sequence[str] | None = None,
     judge_on: Sequence[str] | None = None,
     num_samples: int | None = None,
+    generated: int = 0,
 ) -> Protocol:
     """A profile's calibration and evaluation, but for what is given.
 
-    Where the profile works with the embedded texts: calibrated on all that have a calibration half, judged on all, so
-    that every table shows a corpus that was not calibrated on.
+    Where the profile works with the embedded texts: calibrated on all that have a calibration half, judged on all but
+    those set aside, so that every table shows a corpus that was not calibrated on.
     Raises: ValueError for an unknown corpus (CorpusError), one that may not be calibrated on, and one that
     is not split in halves and would be calibrated and judged on.
     """
@@ -51,7 +60,7 @@ def protocol_of(
         halves = [corpus for corpus in EMBEDDED_CORPORA if corpus in embedded - set(NEVER_CALIBRATED)]
         calibrate_on = halves if calibration.corpus in embedded else [calibration.corpus]
     if judge_on is None:
-        others = [corpus for corpus in EMBEDDED_CORPORA if corpus in embedded - set(evaluation.corpora)]
+        others = [one for one in EMBEDDED_CORPORA if one in embedded - {*evaluation.corpora, *SET_ASIDE}]
         judge_on = [*evaluation.corpora, *(others if embedded & set(evaluation.corpora) else [])]
     for corpus in (*calibrate_on, *judge_on):
         find_corpus(corpus, profile.texts)
@@ -63,6 +72,7 @@ def protocol_of(
         calibrate_on=tuple(calibrate_on),
         judge_on=tuple(judge_on),
         num_samples=calibration.num_samples if num_samples is None else num_samples,
+        generated=generated,
         length=calibration.length,
         block_length=evaluation.block_length,
         max_tokens=evaluation.max_tokens,

