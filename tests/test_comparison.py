@@ -12,14 +12,18 @@ import torch
 
 from conftest import make_small_model
 from slimllm_nb import comparison, fingerprint, sources
-from slimllm_nb.comparison import Comparison, Protocol, compare
+from slimllm_nb.calibration import windows
+from slimllm_nb.comparison import Comparison, Protocol, compare, judges
 from slimllm_nb.comparison.__main__ import main, method_of
 from slimllm_nb.comparison.compare import Bench
 from slimllm_nb.comparison.protocol import protocol_of
 from slimllm_nb.comparison.table import Row
+from slimllm_nb.evaluation import perplexity, token_blocks
 from slimllm_nb.fingerprint import digest
+from slimllm_nb.generated import generate_samples
 from slimllm_nb.methods import as_method, register
 from slimllm_nb.methods.ridge import ridge_fixed
+from slimllm_nb.pruning import prune
 from slimllm_nb.reproduce import load_profile
 
 MODULE = import_module("slimllm_nb.comparison.compare")
@@ -144,7 +148,9 @@ def test_an_interrupted_comparison_goes_on(profile, monkeypatch, tmp_path):
         (["flap"], {"calibrate_on": ["hamlet"]}, "hamlet is for judging alone"),
         (["flap"], {"judge_on": ["mine"]}, "mine would be calibrated and judged on"),
         (["flap"], {"judge_on": ["ours"]}, "unknown corpus 'ours'; allowed: news"),
+        (["flap"], {"judge_on": ["mine:calibration"]}, "mine would be calibrated and judged on"),
         (["flap"], {"num_samples": 0}, "num_samples"),
+        (["flap"], {"generated": 13}, "generated is 13; allowed: 0 to 12"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_at_once(methods, options, message, profile, monkeypatch):
@@ -168,6 +174,23 @@ def test_the_embedded_texts_are_compared_on_all_of_them():
     assert [found.calibrated(corpus) for corpus in found.judge_on] == [True, True, False]
     assert protocol_of(embedded, num_samples=128).num_samples == 128
     assert protocol_of(load_profile("llama-7b-20")).judge_on == ("wikitext2", "ptb")
+
+
+def test_the_models_own_text_to_calibrate_and_to_judge_on(profile):
+    own, halves = {"generated": 5, "seeds": 1, "progress": False}, ["generated", "wikipedia:calibration"]
+    found = compare([], ["20"], profile=profile, judge_on=halves, **own)
+    assert (
+        len(list(MODULE.comparison_folder("tiny").glob("*.safetensors"))) == 2
+    )  # kept: samples, and what is judged on
+    model, tokenizer = sources.load_model(profile.model), sources.load_tokenizer(profile.model)
+    texts = sources.load_texts("mine", "calibration", profile.texts)
+    samples = torch.cat([windows(texts, tokenizer, 7, 16, 0), generate_samples(model, tokenizer, 5, 16, 0)])
+    by_hand, _ = prune(model, samples, **profile.settings["20"].arguments, progress=False)
+    blocks = {"generated": generate_samples(model, tokenizer, 8, 16, judges.SEED)}
+    blocks["wikipedia:calibration"] = token_blocks(sources.load_texts("wikipedia", "calibration"), tokenizer, 16, 128)
+    expected = {name: perplexity(by_hand, one, progress=False) for name, one in blocks.items()}
+    assert found.rows[0].perplexity == pytest.approx(expected, rel=1e-5)
+    assert found.protocol.calibrated("mine") and not found.protocol.calibrated("wikipedia:calibration")
 
 
 # Statistics, by hand.

@@ -6,6 +6,7 @@ import sys
 from functools import partial
 
 import gguf
+import numpy as np
 import pytest
 import torch
 
@@ -163,12 +164,25 @@ def test_results_are_written_between_two_comments():
         results.replaced("nothing", "")
 
 
+def test_rows_of_two_groups_side_by_side():
+    """Over the seeds that both have; the interval of a mean of two by a table of Student's t (12.706)."""
+    kept = Kept({"a": comparison(("slimllm", [10.0, 20.0])), "b": comparison(("other", [5.0, 12.0, 7.0]))}, {}, {})
+    found = kept.beside({"ours": ("b", "other", "theirs"), "theirs": ("a", "slimllm", None)})
+    logs = np.log([0.5, 0.6])
+    ends = 100 * np.expm1(logs.mean() + np.array([0, -1, 1]) * 12.706 * logs.std(ddof=1) / 2**0.5)
+    assert found.loc[("20", "theirs"), "news"] == "15.0"
+    assert found.loc[("20", "ours"), "news"] == "8.0, {:+.1f} % [{:+.1f}, {:+.1f}]".format(*ends)
+
+
 def test_the_page_of_results_shows_what_is_kept():
     text = results.PAGE.read_text(encoding="utf-8")
     assert text == results.replaced(text, results.tables(kept_ablations())), "docs/results.md is stale: make results"
     table = results.bench_table(json.loads(results.BENCH.read_text(encoding="utf-8")))
     shown = results.replaced(text, table, results.BENCH_START, results.BENCH_END)
     assert text == shown, "docs/results.md is stale: make results"
+    for lines, marks in ((results.EVEN, "EVEN"), (results.OWN, "OWN")):
+        start, end = (getattr(results, f"{marks}_{what}") for what in ("START", "END"))
+        assert text == results.replaced(text, results.beside(kept_ablations(), lines), start, end), "make results"
     table = results.quantized_table(json.loads(results.QUANTIZED.read_text(encoding="utf-8")))
     assert text == results.replaced(text, table, results.QUANTIZED_START, results.QUANTIZED_END), "make results"
     assert text == results.replaced(text, results.gpu_table(), results.GPU_START, results.GPU_END), "make results"

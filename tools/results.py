@@ -23,6 +23,23 @@ QUANTIZED_END = "<!-- multiples and quantized weights end here -->"
 GPU_START, GPU_END = "<!-- `make results` writes the GPU from here -->", "<!-- the GPU ends here -->"
 MANY = 900  # percent; what is more is shown as a factor
 GROUPS = ("methods", "goal")  # those that are shown
+EVEN_START, EVEN_END = "<!-- `make results` writes even groups from here -->", "<!-- even groups end here -->"
+OWN_START, OWN_END = "<!-- `make results` writes generated samples from here -->", "<!-- generated samples end here -->"
+BEST = "OBS heads and ridge"
+SAMPLES = ("32 windows", "16 windows and 16 generated", "32 generated", "32 windows and 32 generated")
+# See Kept.beside.
+EVEN = {
+    "SlimLLM": ("even groups", "slimllm", None),
+    "SlimLLM, even groups": ("even groups", "even groups", "SlimLLM"),
+    BEST: ("even groups", BEST, None),
+    f"{BEST}, even groups": ("even groups", f"{BEST} in even groups", BEST),
+}
+FIRST = f"SlimLLM, {SAMPLES[0]}"
+OWN = {
+    f"{name}, {group}": (group, method, None if f"{name}, {group}" == FIRST else FIRST)
+    for name, method in (("SlimLLM", "slimllm"), (BEST, BEST))
+    for group in SAMPLES
+}
 
 
 def replaced(text: str, content: str, start: str = START, end: str = END) -> str:
@@ -164,12 +181,23 @@ def table(found: Comparison, setting: str) -> str:
     return markdown_table(rows)
 
 
+def beside(kept: Kept, lines: dict[str, tuple[str, str, str | None]]) -> str:
+    """Kept.beside as Markdown, a table for every setting."""
+    found = kept.beside(lines)
+    return "\n\n".join(
+        markdown_table(found.loc[setting].rename_axis(f"{setting} % setting").reset_index().to_dict("records"))
+        for setting in found.index.levels[0]
+    )
+
+
 def main() -> int:
     kept = kept_ablations()
     if kept is None:
         print("Nothing is kept: make ablations, then make reference", file=sys.stderr)
         return 1
     text = replaced(PAGE.read_text(encoding="utf-8"), tables(kept))
+    text = replaced(text, beside(kept, EVEN), EVEN_START, EVEN_END)
+    text = replaced(text, beside(kept, OWN), OWN_START, OWN_END)
     if BENCH.is_file():
         bench = json.loads(BENCH.read_text(encoding="utf-8"))
         text = replaced(text, bench_table(bench), BENCH_START, BENCH_END)

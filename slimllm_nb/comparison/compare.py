@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from slimllm_nb.comparison.protocol import Protocol, named, protocol_of
+from slimllm_nb.comparison.judges import judged_blocks
+from slimllm_nb.comparison.protocol import GENERATED, Protocol, corpus_and_half, named, protocol_of
 from slimllm_nb.comparison.table import Comparison, Row
 from slimllm_nb.corpora import find_corpus
 from slimllm_nb.devices import device_name, find_device
@@ -176,7 +177,8 @@ class Bench:
     def _common(self) -> str:
         """The model and how it is loaded, the protocol, and the content of texts of one's own."""
         profile, protocol = self.profile, self.protocol
-        corpora = [find_corpus(name, profile.texts) for name in (*protocol.calibrate_on, *protocol.judge_on)]
+        judges = [corpus_and_half(one)[0] for one in protocol.judge_on if one != GENERATED]
+        corpora = [find_corpus(name, profile.texts) for name in (*protocol.calibrate_on, *judges)]
         files = [Path(file) for one in corpora if one is not None for file in one.files or ()]
         model = [Path(profile.model) if Path(profile.model).is_dir() else profile.model]
         model += [profile.loading, profile.tokenizing]
@@ -196,11 +198,8 @@ class Bench:
 
     @cached_property
     def _blocks(self) -> dict[str, torch.Tensor]:
-        sizes = self.protocol.block_length, self.protocol.max_tokens
-        return {
-            corpus: token_blocks(load_texts(corpus, "held-out", self.profile.texts), self._tokenizer, *sizes)
-            for corpus in self.protocol.judge_on
-        }
+        given = self.protocol, self.profile.texts, self._tokenizer, lambda: self._model
+        return judged_blocks(*given, self._path(fingerprint(common=self._common)).with_suffix(".safetensors"))
 
     @cached_property
     def _texts(self) -> list[str]:

@@ -6,11 +6,14 @@ An edit of the code does not make them stale: a test and notebook 07 measure one
 import json
 import os
 import platform
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
 
 from slimllm_nb.comparison.compare import Bench
 from slimllm_nb.comparison.plan import PLAN, Group, group_and_bench, load_plan
@@ -18,7 +21,7 @@ from slimllm_nb.comparison.protocol import Protocol
 from slimllm_nb.comparison.table import Comparison, Row
 from slimllm_nb.fingerprint import PACKAGES, digest
 from slimllm_nb.methods import Method, PartError, as_method
-from slimllm_nb.reproduce.differences import BASELINE, kept_file
+from slimllm_nb.reproduce.differences import BASELINE, difference, kept_file
 from slimllm_nb.reproduce.profiles import load_profile
 
 
@@ -44,6 +47,27 @@ class Kept:
                 raise ValueError(f"group {name} has another protocol than {names[0]}: they cannot be joined")
         rows = {(row.setting, row.seed, row.method): row for one in groups for row in one.rows}
         return Comparison(first.protocol, first.dense, list(rows.values()))
+
+    def beside(self, lines: Mapping[str, tuple[str, str, str | None]]) -> pd.DataFrame:
+        """Rows of several groups, each beside the one that it is compared with: by setting and label, for every corpus
+        the mean perplexity and its change against another label's, seed by seed.
+
+        lines: label -> group, method, and that other label; None: it is compared with none.
+        """
+        found, shown = {}, {}
+        for label, (group, method, _) in lines.items():
+            for row in self.groups[group].rows:
+                if row.method == method:
+                    found.setdefault((row.setting, label), {})[row.seed] = row.perplexity
+        for (setting, label), own in found.items():
+            against, cells = found.get((setting, lines[label][2]), {}), {}
+            for corpus in next(iter(own.values())):
+                cells[corpus] = f"{np.mean([one[corpus] for one in own.values()]):.1f}"
+                if both := own.keys() & against.keys():
+                    cells[corpus] += f", {difference([own[seed][corpus] / against[seed][corpus] for seed in both])}"
+            shown[setting, label] = cells
+        frame = pd.DataFrame.from_dict(shown, orient="index")
+        return frame.sort_index(level=0, sort_remaining=False, kind="stable")
 
     def __str__(self) -> str:
         """How many rows, and when they were measured."""

@@ -8,7 +8,7 @@ from pydantic import Field, RootModel
 
 from slimllm_nb.comparison.compare import Bench
 from slimllm_nb.comparison.protocol import Protocol, named, protocol_of
-from slimllm_nb.methods import Method
+from slimllm_nb.methods import Method, load_file
 from slimllm_nb.reproduce.differences import KEPT
 from slimllm_nb.reproduce.profiles import Profile, load_profile
 from slimllm_nb.settings import Settings, read_validated
@@ -28,7 +28,8 @@ class PlanError(ValueError):
 
 class Group(Settings):
     """Methods that are compared with SlimLLM under one protocol (see comparison.protocol_of). accuracy: on
-    the profile's zero-shot tasks, too. minutes: what measuring them took, for whoever asks for them again."""
+    the profile's zero-shot tasks, too. parts: Python files beside the plan that register what its methods name.
+    minutes: what measuring them took, for whoever asks for them again."""
 
     name: str
     question: str
@@ -39,6 +40,7 @@ class Group(Settings):
     calibrate_on: list[str] | None = None
     judge_on: list[str] | None = None
     accuracy: bool = False
+    parts: list[str] = Field(default_factory=list)
     methods: list[str | dict[str, Any]]
 
     def protocol(self, profile: Profile) -> Protocol:
@@ -61,6 +63,8 @@ def load_plan(path: Path = PLAN) -> dict[str, Group]:
         raise PlanError(f"{path}: two groups have one name")
     for group in groups:
         try:
+            for file in group.parts:
+                load_file(path.parent / file)
             group.named_methods()
         except ValueError as error:
             raise PlanError(f"{path}: group {group.name}: {error}") from error

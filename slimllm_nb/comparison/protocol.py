@@ -12,14 +12,14 @@ from slimllm_nb.reproduce.differences import BASELINE
 from slimllm_nb.reproduce.profiles import Profile
 from slimllm_nb.settings import Settings
 
+GENERATED = "generated"  # to be judged on: the dense model's own text
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class Protocol(Settings):
     """Samples: `num_samples` windows of `length` tokens, drawn with the seed from the calibration halves of all of
     `calibrate_on` (calibration.windows); in the place of `generated` of them the dense model's own text
-    (generated.generate_samples). Perplexity as in evaluation.token_blocks, on the held-out half of each of
-    `judge_on`."""
+    (generated.generate_samples). Perplexity as in evaluation.token_blocks, on each of `judge_on` (judges.py)."""
 
     calibrate_on: Names
     judge_on: Names
@@ -38,6 +38,12 @@ class Protocol(Settings):
     def calibrated(self, corpus: str) -> bool:
         """Whether calibration samples come from this corpus (from other documents of it)."""
         return corpus in self.calibrate_on and self.generated < self.num_samples
+
+
+def corpus_and_half(name: str) -> tuple[str, str]:
+    """Of what is judged on: "news" is the held-out half of news, "news:calibration" the other one."""
+    corpus, _, half = name.partition(":")
+    return corpus, half or "held-out"
 
 
 def protocol_of(
@@ -62,11 +68,13 @@ def protocol_of(
     if judge_on is None:
         others = [one for one in EMBEDDED_CORPORA if one in embedded - {*evaluation.corpora, *SET_ASIDE}]
         judge_on = [*evaluation.corpora, *(others if embedded & set(evaluation.corpora) else [])]
-    for corpus in (*calibrate_on, *judge_on):
+    for corpus in (*calibrate_on, *(corpus_and_half(one)[0] for one in judge_on if one != GENERATED)):
         find_corpus(corpus, profile.texts)
     if wrong := set(calibrate_on) & embedded & set(NEVER_CALIBRATED):
         raise ValueError(f"{', '.join(sorted(wrong))} is for judging alone: name another corpus to calibrate on")
-    if both := set(calibrate_on) & set(judge_on) - embedded:
+    halves = {one for one in judge_on if corpus_and_half(one)[1] != "held-out"}
+    seen = {corpus_and_half(one)[0] for one in halves} | set(judge_on) - halves - embedded
+    if both := set(calibrate_on) & seen:
         raise ValueError(f"{', '.join(sorted(both))} would be calibrated and judged on: name two corpora")
     return Protocol(
         calibrate_on=tuple(calibrate_on),
