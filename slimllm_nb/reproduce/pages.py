@@ -28,7 +28,7 @@ pre { font: 13px/1.4 ui-monospace, monospace; white-space: pre; overflow-x: auto
 blockquote { border-left: 4px solid #d9b44a; background: #fdf9ec; margin: .6rem 0; padding: .1rem 1rem; }
 table { border-collapse: collapse; font-size: .88rem; margin: .6rem 0; }
 th, td { border-bottom: 1px solid #ddd; padding: .3rem .6rem; text-align: left; vertical-align: top; }
-math[display=block] { margin: .6rem 0; overflow-x: auto; }
+math[display=block] { margin: .6rem 0; padding: .2rem 0; overflow: auto hidden; }
 .holds { color: #00634a; } .fails { color: #a83200; font-weight: bold; } .open { color: #666; }
 .wide { overflow-x: auto; } .wide td { white-space: nowrap; }
 """
