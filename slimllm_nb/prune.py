@@ -49,26 +49,37 @@ def halves(files: list[str] | None) -> tuple[list[str], list[str], str]:
     return texts[::2], texts[1::2], ", ".join(files)
 
 
+def spread_of(options: argparse.Namespace, layers: int) -> dict:
+    """pruned_layers and alpha as given, or the paper's for that much, in proportion to the number of layers."""
+    of_32, alpha = MILD if 1 - options.keep <= MOST_MILD else STRONG
+    pruned_layers = round(of_32 / 32 * layers) if options.pruned_layers is None else options.pruned_layers
+    return {"pruned_layers": pruned_layers, "alpha": alpha if options.alpha is None else options.alpha}
+
+
+def method_of(options: argparse.Namespace):
+    """The method, with its own head selection told to keep groups even. Raises: PartError for one that cannot."""
+    from slimllm_nb.methods import as_method
+
+    method = as_method(options.method)
+    if not options.even_groups:
+        return method
+    selection = {"name": method.head_selection.name, "even_groups": True}
+    return as_method({"base": options.method, "head_selection": selection})
+
+
 @command
 def main(arguments: list[str] | None = None) -> int:
     options = main_parser().parse_args(arguments)
     from slimllm_nb.disk import checkpoint_perplexity, prune_checkpoint
     from slimllm_nb.evaluation import token_blocks
     from slimllm_nb.generated import real_and_generated
-    from slimllm_nb.methods import as_method
     from slimllm_nb.sources import load_model, load_tokenizer
     from slimllm_nb.sources.checkpoints import checkpoint_folder
     from slimllm_nb.sources.models import empty_model
 
     source = checkpoint_folder(options.model, options.revision)
     layers = empty_model(str(source)).config.num_hidden_layers
-    of_32, alpha = MILD if 1 - options.keep <= MOST_MILD else STRONG
-    pruned_layers = round(of_32 / 32 * layers) if options.pruned_layers is None else options.pruned_layers
-    method = as_method(options.method)
-    if options.even_groups:
-        selection = {"name": method.head_selection.name, "even_groups": True}
-        method = as_method({"base": options.method, "head_selection": selection})
-    spread = {"pruned_layers": pruned_layers, "alpha": alpha if options.alpha is None else options.alpha}
+    spread, method = spread_of(options, layers), method_of(options)
     texts, held_out, named = halves(options.texts)
     tokenizer, place = load_tokenizer(str(source)), {"dtype": options.dtype, "device": options.device}
     sizes = options.samples, options.generated, options.length, options.seed
@@ -76,7 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
     blocks = {"held-out texts": token_blocks(held_out, tokenizer, options.length, options.tokens)}
     named += f", {options.generated} of them the model's own text" if options.generated else ""
     samples = f"{options.samples} samples of {options.length} tokens from {named}"
-    print(f"{method.name}: {pruned_layers} of {layers} layers, alpha {spread['alpha']:g}; {samples}", flush=True)
+    planned = f"{spread['pruned_layers']} of {layers} layers, alpha {spread['alpha']:g}"
+    print(f"{method.name}: {planned}; {samples}", flush=True)
     report = prune_checkpoint(
         source,
         options.target,

@@ -19,9 +19,10 @@ from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, Per
 from results import QUANTIZED
 from slimllm_nb import calibration, evaluation, pruning
 from slimllm_nb.comparison import protocol_of
+from slimllm_nb.comparison.judges import judged_blocks
 from slimllm_nb.files import commit, write_text
 from slimllm_nb.reproduce import load_profile
-from slimllm_nb.sources import load_model, load_texts, load_tokenizer
+from slimllm_nb.sources import load_model, load_tokenizer
 
 MULTIPLES, SEEDS = (1, 32, 64), 3
 
@@ -55,9 +56,7 @@ def perplexities(model: nn.Module, blocks: dict, quantized: bool) -> dict[str, d
 def main() -> int:
     profile, rows = load_profile("embedded"), []
     protocol, model, tokenizer = protocol_of(profile), load_model(), load_tokenizer()
-    texts = [text for corpus in protocol.calibrate_on for text in load_texts(corpus, "calibration")]
-    sizes = protocol.block_length, protocol.max_tokens
-    blocks = {one: evaluation.token_blocks(load_texts(one, "held-out"), tokenizer, *sizes) for one in protocol.judge_on}
+    texts, blocks = protocol.calibration_texts(), judged_blocks(protocol, {}, tokenizer)
     dense = perplexities(model, blocks, quantized=True)
     for seed in range(SEEDS):
         samples = calibration.windows(texts, tokenizer, protocol.num_samples, protocol.length, seed)

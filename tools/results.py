@@ -4,14 +4,14 @@ They stand between two comments; what is written by hand around them stays. test
 """
 
 import json
-import statistics
 import sys
 
 from slimllm_nb.comparison import Comparison
 from slimllm_nb.comparison.kept import Kept, kept_ablations
+from slimllm_nb.comparison.table import mean_and_change
 from slimllm_nb.export.checkpoint import markdown_table
 from slimllm_nb.files import ROOT, write_text
-from slimllm_nb.reproduce.differences import difference, percent
+from slimllm_nb.reproduce.differences import percent
 
 CURVE = ROOT / "docs" / "_static" / "curve.png"
 QUANTIZED = ROOT / "data" / "quantized.json"
@@ -36,7 +36,7 @@ EVEN = {
 }
 FIRST = f"SlimLLM, {SAMPLES[0]}"
 OWN = {
-    f"{name}, {group}": (group, method, None if f"{name}, {group}" == FIRST else FIRST)
+    f"{name}, {group}": (group, method, FIRST)
     for name, method in (("SlimLLM", "slimllm"), (BEST, BEST))
     for group in SAMPLES
 }
@@ -116,10 +116,8 @@ def quantized_table(found: dict) -> str:
         reference = rows[setting, 1 if weights == "float32" else multiple, "float32"]
         line = {"setting": f"{setting} %", "channels in multiples of": str(multiple), "weights": weights}
         for corpus in found["corpora"]:
-            line[corpus] = f"{statistics.mean(one[corpus] for one in group):.1f}"
-            if group is not reference:
-                change = difference([one[corpus] / two[corpus] for one, two in zip(group, reference, strict=True)])
-                line[corpus] += f", {change}"
+            pairs = [] if group is reference else zip(group, reference, strict=True)
+            line[corpus] = mean_and_change([one[corpus] for one in group], [a[corpus] / b[corpus] for a, b in pairs])
         lines.append(line)
     versions = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
     return f"Three draws of samples, measured at commit {found['commit']}, {versions}.\n\n{markdown_table(lines)}"

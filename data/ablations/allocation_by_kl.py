@@ -53,8 +53,10 @@ def level_step(settings: Settings, layer, batches, context, index: int):
     """Output projections of a layer for every level, as wide as before, with zeros where nothing is left."""
     found, method = {}, settings.method
     for kind, parts in (("heads", method.head_parts), ("channels", method.channel_parts)):
-        one = Attention(layer, batches, index, settings, context) if kind == "heads" else None
-        sublayer = one or Mlp(layer, batches, index, settings)
+        if kind == "heads":
+            sublayer = Attention(layer, batches, index, settings, context)
+        else:  # on what the attention left
+            sublayer = Mlp(layer, batches, index, settings)
         *score, selection, recovery = parts
         statistics = gather(sublayer, {name for part in parts for name in part.needs})
         if score:
@@ -140,6 +142,42 @@ def search(
     return best
 
 
+def start_of(model, setting, similarity: torch.Tensor) -> dict[str, list[int]]:
+    """The levels nearest to SlimLLM's ratios."""
+    target = PruningTarget(setting.pruning_ratio, None, "model", setting.pruned_layers, setting.alpha)
+    plan = target.plan(as_method("obs_heads_ridge"), model, {"similarity": similarity})
+    widths, ratios = layer_widths(model.model.layers[0]), plan.layer_ratios.tolist()
+    return {
+        "heads": [removed_counts(widths, one)[0] for one, _ in ratios],
+        "channels": [round(EIGHTHS * one) for _, one in ratios],
+    }
+
+
+def measured(model, setting, samples, others, blocks: dict, exchanges: int, seed: int) -> dict:
+    """Search for levels on `others`, then prune for real: perplexities of SlimLLM, and with both kinds of ratios."""
+    similarity = layer_similarities(model, samples)
+    step = partial(level_step, Settings(as_method(METHOD)))
+    levels = [tensors for _, tensors in walk(Layers(model, 8), "levels", step, samples, True)]
+    most = {kind: len(counts(kind, layer_widths(model.model.layers[0]))) - 1 for kind in PLACES}
+    chosen = start_of(model, setting, similarity)
+    divergences = search(Masked(model, levels, others), chosen, most, exchanges, seed)
+    found = [[a / (most["heads"] + 1), b / EIGHTHS] for a, b in zip(*chosen.values(), strict=True)]
+
+    def given(pruning_ratio):
+        ratios = torch.tensor(found, dtype=torch.float64)
+        return ratios * pruning_ratio / ratios.mean()
+
+    ours = {"base": "obs_heads_ridge", "allocation": given}
+    row = {"exchanges_kept": len(divergences) - 1, "divergence": [divergences[0], divergences[-1]], "levels": chosen}
+    amount = setting.amount
+    for name, method in (("slimllm", "slimllm"), ("by similarity", "obs_heads_ridge"), ("found", ours)):
+        pruned, report = pruning.prune(model, samples, **amount, method=method, similarity=similarity, progress=False)
+        amount = {"target_parameters": report.decoder.share_left, "target_of": "decoder", **setting.spread}
+        row[name] = {at: evaluation.perplexity(pruned, some, progress=False) for at, some in blocks.items()}
+        row[name]["decoder_share"] = report.decoder.share_left
+    return row
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
@@ -148,55 +186,20 @@ def main() -> int:
     parser.add_argument("--searched-on", choices=["windows", "generated"], default="windows")
     options = parser.parse_args()
     profile = load_profile("embedded")
-    protocol = protocol_of(profile, judge_on=JUDGES)
+    protocol, setting = protocol_of(profile, judge_on=JUDGES), profile.settings[options.setting]
     model, tokenizer = sources.load_model(), sources.load_tokenizer()
-    texts = [text for corpus in protocol.calibrate_on for text in sources.load_texts(corpus, "calibration")]
-    blocks = judged_blocks(protocol, {}, tokenizer, lambda: model, Path())
-    setting = profile.settings[options.setting]
-    most = {kind: len(counts(kind, layer_widths(model.model.layers[0]))) - 1 for kind in PLACES}
+    texts, blocks = protocol.calibration_texts(), judged_blocks(protocol, {}, tokenizer)
     rows = json.loads(FOUND.read_text(encoding="utf-8"))["rows"] if FOUND.is_file() else []
-    made = [(row["setting"], row["seed"], row["searched_on"]) for row in rows]
     for seed in range(options.seeds):
-        if (options.setting, seed, options.searched_on) in made:
+        asked = {"setting": options.setting, "seed": seed, "searched_on": options.searched_on}
+        if any(all(row[name] == value for name, value in asked.items()) for row in rows):
             continue
         both = windows(texts, tokenizer, protocol.num_samples + WINDOWS, protocol.length, seed)
         samples, others = both[: protocol.num_samples], both[protocol.num_samples :]
         if options.searched_on == "generated":
             others = generate_samples(model, tokenizer, WINDOWS, protocol.length, seed=10_000 + seed)
-        similarity = layer_similarities(model, samples)
-        method = as_method("obs_heads_ridge")
-        plan = PruningTarget(setting.pruning_ratio, None, "model", setting.pruned_layers, setting.alpha).plan(
-            method, model, {"similarity": similarity}
-        )
-        step = partial(level_step, Settings(as_method(METHOD)))
-        levels = [tensors for _, tensors in walk(Layers(model, 8), "levels", step, samples, True)]
-        ratios = plan.layer_ratios.tolist()
-        chosen = {
-            "heads": [removed_counts(layer_widths(model.model.layers[0]), one)[0] for one, _ in ratios],
-            "channels": [round(EIGHTHS * one) for _, one in ratios],
-        }
-        divergences = search(Masked(model, levels, others), chosen, most, options.exchanges, seed)
-        found = [[a / (most["heads"] + 1), b / EIGHTHS] for a, b in zip(*chosen.values(), strict=True)]
-
-        def given(pruning_ratio, found=found):
-            ratios = torch.tensor(found, dtype=torch.float64)
-            return ratios * pruning_ratio / ratios.mean()
-
-        amount, row = setting.amount, {"setting": options.setting, "seed": seed, "searched_on": options.searched_on}
-        row |= {"exchanges_kept": len(divergences) - 1, "divergence": [divergences[0], divergences[-1]]}
-        row["levels"] = chosen
-        dense = {"similarity": similarity, "progress": False}
-        for name, one in (
-            ("slimllm", "slimllm"),
-            ("by similarity", method),
-            ("found", {"base": "obs_heads_ridge", "allocation": given}),
-        ):
-            pruned, report = pruning.prune(model, samples, **amount, method=one, **dense)
-            amount = {"target_parameters": report.decoder.share_left, "target_of": "decoder", **setting.spread}
-            row[name] = {at: evaluation.perplexity(pruned, some, progress=False) for at, some in blocks.items()}
-            row[name]["decoder_share"] = report.decoder.share_left
-        rows.append(row)
-        print(json.dumps(row), flush=True)
+        rows.append(asked | measured(model, setting, samples, others, blocks, options.exchanges, seed))
+        print(json.dumps(rows[-1]), flush=True)
         write_text(FOUND, json.dumps({"commit": commit(), "rows": rows}, indent=1) + "\n")
     return 0
 

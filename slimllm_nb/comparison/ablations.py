@@ -76,7 +76,7 @@ def sweep(waiting: list[Task], workers: int = 1, minutes: float = MINUTES) -> li
     context = multiprocessing.get_context("spawn")
     left, running = list(waiting), set()
     with (
-        ProcessPoolExecutor(workers, context, initializer=_share_cores, initargs=(threads,)) as pool,
+        ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool,
         progress_bar(total=len(left), desc="ablations", unit="task") as bar,
     ):
         try:
@@ -93,10 +93,6 @@ def sweep(waiting: list[Task], workers: int = 1, minutes: float = MINUTES) -> li
                 process.terminate()
             raise
     return left
-
-
-def _share_cores(threads: int) -> None:
-    torch.set_num_threads(threads)
 
 
 @command

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from slimllm_nb.comparison.judges import judged_blocks
-from slimllm_nb.comparison.protocol import GENERATED, Protocol, corpus_and_half, named, protocol_of
+from slimllm_nb.comparison.protocol import Protocol, judged_corpora, named, protocol_of
 from slimllm_nb.comparison.table import Comparison, Row
 from slimllm_nb.corpora import find_corpus
 from slimllm_nb.devices import device_name, find_device
@@ -24,7 +24,7 @@ from slimllm_nb.pruning import layer_similarities, prune
 from slimllm_nb.recipe import Recipe
 from slimllm_nb.reproduce.profiles import Profile, load_profile, run_folder
 from slimllm_nb.reproduce.setting import ZeroShot
-from slimllm_nb.sources import load_model, load_texts, load_tokenizer
+from slimllm_nb.sources import load_model, load_tokenizer
 
 
 def compare(
@@ -177,8 +177,8 @@ class Bench:
     def _common(self) -> str:
         """The model and how it is loaded, the protocol, and the content of texts of one's own."""
         profile, protocol = self.profile, self.protocol
-        judges = [corpus_and_half(one)[0] for one in protocol.judge_on if one != GENERATED]
-        corpora = [find_corpus(name, profile.texts) for name in (*protocol.calibrate_on, *judges)]
+        names = *protocol.calibrate_on, *judged_corpora(protocol.judge_on)
+        corpora = [find_corpus(name, profile.texts) for name in names]
         files = [Path(file) for one in corpora if one is not None for file in one.files or ()]
         model = [Path(profile.model) if Path(profile.model).is_dir() else profile.model]
         model += [profile.loading, profile.tokenizing]
@@ -203,11 +203,7 @@ class Bench:
 
     @cached_property
     def _texts(self) -> list[str]:
-        return [
-            text
-            for corpus in self.protocol.calibrate_on
-            for text in load_texts(corpus, "calibration", self.profile.texts)
-        ]
+        return self.protocol.calibration_texts(self.profile.texts)
 
     def _samples(self, seed: int) -> tuple[torch.Tensor, torch.Tensor, float]:
         """Calibration samples, the dense layers' similarities on them, and how many seconds these took."""
@@ -216,7 +212,7 @@ class Bench:
             sizes = self.protocol.num_samples, self.protocol.generated, self.protocol.length, seed
             keep = self._path(fingerprint(common=self._common, seed=seed)).with_suffix(".safetensors")
             given = self._texts, self._tokenizer, lambda: self._model
-            samples = real_and_generated(*given, *sizes, keep if self.protocol.generated else None, self.progress)
+            samples = real_and_generated(*given, *sizes, keep, self.progress)
             start = time.perf_counter()
             similarity = layer_similarities(self._model, samples, progress=self.progress)
             self._drawn[seed] = samples, similarity, time.perf_counter() - start

@@ -24,10 +24,10 @@ def judged_blocks(
     protocol: Protocol,
     own: Mapping[str, TextSource],
     tokenizer: PreTrainedTokenizerBase,
-    model: Callable[[], LlamaForCausalLM],
-    keep: Path,
+    model: Callable[[], LlamaForCausalLM] | None = None,
+    keep: Path | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Blocks of tokens by corpus. model: gives it, where it is needed; keep: a file for what it writes."""
+    """Blocks of tokens by corpus. model: gives the dense one, for GENERATED alone; keep: a file for what it writes."""
     found, length = {}, protocol.block_length
     for name in protocol.judge_on:
         if name == GENERATED:

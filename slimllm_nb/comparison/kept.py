@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from slimllm_nb.comparison.compare import Bench
 from slimllm_nb.comparison.plan import PLAN, Group, group_and_bench, load_plan
 from slimllm_nb.comparison.protocol import Protocol
-from slimllm_nb.comparison.table import Comparison, Row
+from slimllm_nb.comparison.table import Comparison, Row, mean_and_change
 from slimllm_nb.fingerprint import PACKAGES, digest
 from slimllm_nb.methods import Method, PartError, as_method
-from slimllm_nb.reproduce.differences import BASELINE, difference, kept_file
+from slimllm_nb.reproduce.differences import BASELINE, kept_file
 from slimllm_nb.reproduce.profiles import load_profile
 
 
@@ -52,7 +51,7 @@ class Kept:
         """Rows of several groups, each beside the one that it is compared with: by setting and label, for every corpus
         the mean perplexity and its change against another label's, seed by seed.
 
-        lines: label -> group, method, and that other label; None: it is compared with none.
+        lines: label -> group, method, and that other label; its own, or None: it is compared with none.
         """
         found, shown = {}, {}
         for label, (group, method, _) in lines.items():
@@ -60,12 +59,16 @@ class Kept:
                 if row.method == method:
                     found.setdefault((row.setting, label), {})[row.seed] = row.perplexity
         for (setting, label), own in found.items():
-            against, cells = found.get((setting, lines[label][2]), {}), {}
-            for corpus in next(iter(own.values())):
-                cells[corpus] = f"{np.mean([one[corpus] for one in own.values()]):.1f}"
-                if both := own.keys() & against.keys():
-                    cells[corpus] += f", {difference([own[seed][corpus] / against[seed][corpus] for seed in both])}"
-            shown[setting, label] = cells
+            other = lines[label][2]
+            against = {} if other == label else found.get((setting, other), {})
+            both = own.keys() & against.keys()
+            shown[setting, label] = {
+                corpus: mean_and_change(
+                    [one[corpus] for one in own.values()],
+                    [own[seed][corpus] / against[seed][corpus] for seed in both],
+                )
+                for corpus in next(iter(own.values()))
+            }
         frame = pd.DataFrame.from_dict(shown, orient="index")
         return frame.sort_index(level=0, sort_remaining=False, kind="stable")
 

@@ -1,16 +1,17 @@
 """What is compared, and what it is calibrated and judged on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from slimllm_nb.corpora import EMBEDDED_CORPORA, NEVER_CALIBRATED, SET_ASIDE, find_corpus
+from slimllm_nb.corpora import EMBEDDED_CORPORA, NEVER_CALIBRATED, SET_ASIDE, TextSource, find_corpus
 from slimllm_nb.fingerprint import digest
 from slimllm_nb.methods import Method, MethodLike, as_method
 from slimllm_nb.reproduce.differences import BASELINE
 from slimllm_nb.reproduce.profiles import Profile
 from slimllm_nb.settings import Settings
+from slimllm_nb.sources import load_texts
 
 GENERATED = "generated"  # to be judged on: the dense model's own text
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -39,11 +40,20 @@ class Protocol(Settings):
         """Whether calibration samples come from this corpus (from other documents of it)."""
         return corpus in self.calibrate_on and self.generated < self.num_samples
 
+    def calibration_texts(self, own: Mapping[str, TextSource] | None = None) -> list[str]:
+        """The documents of all that is calibrated on. own: a profile's texts."""
+        return [text for corpus in self.calibrate_on for text in load_texts(corpus, "calibration", own)]
+
 
 def corpus_and_half(name: str) -> tuple[str, str]:
     """Of what is judged on: "news" is the held-out half of news, "news:calibration" the other one."""
     corpus, _, half = name.partition(":")
     return corpus, half or "held-out"
+
+
+def judged_corpora(judge_on: Sequence[str]) -> list[str]:
+    """The corpora that texts are read from to be judged on."""
+    return [corpus_and_half(one)[0] for one in judge_on if one != GENERATED]
 
 
 def protocol_of(
@@ -68,12 +78,11 @@ def protocol_of(
     if judge_on is None:
         others = [one for one in EMBEDDED_CORPORA if one in embedded - {*evaluation.corpora, *SET_ASIDE}]
         judge_on = [*evaluation.corpora, *(others if embedded & set(evaluation.corpora) else [])]
-    for corpus in (*calibrate_on, *(corpus_and_half(one)[0] for one in judge_on if one != GENERATED)):
+    for corpus in (*calibrate_on, *judged_corpora(judge_on)):
         find_corpus(corpus, profile.texts)
     if wrong := set(calibrate_on) & embedded & set(NEVER_CALIBRATED):
         raise ValueError(f"{', '.join(sorted(wrong))} is for judging alone: name another corpus to calibrate on")
-    halves = {one for one in judge_on if corpus_and_half(one)[1] != "held-out"}
-    seen = {corpus_and_half(one)[0] for one in halves} | set(judge_on) - halves - embedded
+    seen = {one for one, half in map(corpus_and_half, judge_on) if half != "held-out" or one not in embedded}
     if both := set(calibrate_on) & seen:
         raise ValueError(f"{', '.join(sorted(both))} would be calibrated and judged on: name two corpora")
     return Protocol(

@@ -1,5 +1,6 @@
 """What follows from measured rows: means, deviations, and differences from SlimLLM seed by seed."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -194,6 +195,12 @@ class Comparison:
 def told(line: pd.Series) -> str:
     """A line of Comparison.differences in a few characters: change [interval]."""
     return str(Difference(line.change, line.low, line.high, line.seeds))
+
+
+def mean_and_change(values: Sequence[float], ratios: Sequence[float]) -> str:
+    """The mean; and, where there are ratios to another's, seed by seed, the change with its interval."""
+    shown = f"{np.mean(values):.1f}"
+    return f"{shown}, {difference(ratios)}" if len(ratios) else shown
 
 
 def _number(value: float) -> str:

@@ -19,8 +19,9 @@ def checked_scores(part: object, scores, count: int, where: str) -> torch.Tensor
 
 def checked_choice(part: object, kept, count: int, num_pruned: int | None, where: str) -> torch.Tensor:
     """Raises: PartError unless `count - num_pruned` different positions, sorted; None: any number of them."""
-    wanted = len(kept) if num_pruned is None else count - num_pruned
-    right = isinstance(kept, torch.Tensor) and kept.shape == (wanted,) and not kept.is_floating_point()
+    wanted = "any number of" if num_pruned is None else count - num_pruned
+    right = isinstance(kept, torch.Tensor) and kept.ndim == 1 and len(kept) and not kept.is_floating_point()
+    right = right and num_pruned in (None, count - len(kept))
     if not right or kept.min() < 0 or kept.max() >= count or (kept.diff() <= 0).any():
         found = f"shape {tuple(kept.shape)}" if isinstance(kept, torch.Tensor) else type(kept).__name__
         raise PartError(

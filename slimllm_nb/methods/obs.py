@@ -46,8 +46,8 @@ def remove_groups(
     size: int,
     num_pruned: int,
     rounds: int,
-    allowed: Callable[[Bool[Tensor, "groups"]], Bool[Tensor, "groups"]] = torch.clone,
-) -> tuple[Int[Tensor, "kept"], float]:
+    allowed: Callable[[Bool[Tensor, "groups"]], Bool[Tensor, "groups"]] = lambda alive: alive,
+) -> tuple[Int[Tensor, "kept"], Float[Tensor, ""]]:
     """The groups of `size` neighbouring columns to keep, sorted, after `num_pruned` went in `rounds` rounds, and what
     that cost. allowed: which of those that are left may go.
 
@@ -61,7 +61,7 @@ def remove_groups(
     blocks = _own_blocks(inverse, size).clone()
     left, right = inverse.new_empty(len(inverse), 0), inverse.new_empty(0, len(inverse))
     alive = torch.ones(len(blocks), dtype=torch.bool, device=weight.device)
-    cost = 0.0
+    cost = weight.new_zeros(())
     for this_round in range(rounds):
         # As many in every round as whole groups allow, num_pruned in all.
         number = num_pruned * (this_round + 1) // rounds - num_pruned * this_round // rounds
@@ -69,7 +69,7 @@ def remove_groups(
             continue
         costs = _costs(blocks, weight).masked_fill(~allowed(alive), torch.inf)
         going = costs.argsort(stable=True)[:number]
-        cost += costs[going].sum().item()
+        cost += costs[going].sum()
         alive[going] = False
         columns = head_columns(going, size)
         rows = inverse[columns] - left[columns] @ right  # of the inverse as it stands

@@ -17,7 +17,7 @@ from slimllm_nb.export.checkpoint import REPORT
 from slimllm_nb.pruning.report import PruningReport
 from slimllm_nb.reproduce.dense import held_out_blocks
 from slimllm_nb.reproduce.profiles import Profile, ProfileError, load_profile, run_folder
-from slimllm_nb.sources import load_model, load_texts, load_tokenizer
+from slimllm_nb.sources import load_model, load_tokenizer
 from slimllm_nb.sources.instructions import instruction_sample, load_instructions
 from slimllm_nb.trainer import Sample
 from slimllm_nb.tuning import TuningReport, tune
@@ -32,8 +32,7 @@ def training_samples(profile: Profile, tokenizer) -> list[Sample]:
     if tuning.instructions is not None:
         rows = load_instructions(tuning.instructions, tuning.revision)
         return [instruction_sample(row, tokenizer, tuning.length) for row in rows]
-    corpora = protocol_of(profile).calibrate_on
-    texts = [text for corpus in corpora for text in load_texts(corpus, "calibration", profile.texts)]
+    texts = protocol_of(profile).calibration_texts(profile.texts)
     return [(block, block) for block in token_blocks(texts, tokenizer, tuning.length)]
 
 

