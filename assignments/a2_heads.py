@@ -41,7 +41,7 @@ from slimllm_nb import calibration, heads, sources
 # %% [markdown]
 # ## Question 1: what a head contributes (3 points, 10 minutes)
 #
-# In head $h$ every token adds up the values of the tokens before it, weighted by the head's attention pattern $A_h$ (tokens, tokens): $X_h = A_h V_{g(h)}$. With grouped queries several heads read the same values: of $H$ heads and $G$ key/value heads, head $h$ reads $g(h) = \lfloor h / (H/G) \rfloor$. The attention output is linear in all of this: $Y = \sum_h P_h$ with $P_h = A_h V_{g(h)} W_O^h$, where $W_O^h$ is the head's share of the projection. In PyTorch `o_proj.weight` is stored the other way round, (hidden, heads * head_dim), head after head.
+# In head $h$ every token adds up the values of the tokens up to itself, weighted by the head's attention pattern $A_h$ (tokens, tokens): $X_h = A_h V_{g(h)}$. With grouped queries several heads read the same values: of $H$ heads and $G$ key/value heads, head $h$ reads $g(h) = \lfloor h / (H/G) \rfloor$. The attention output is linear in all of this: $Y = \sum_h P_h$ with $P_h = A_h V_{g(h)} W_O^h$, where $W_O^h$ is the head's share of the projection. In PyTorch `o_proj.weight` is stored the other way round, (hidden, heads * head_dim), head after head.
 #
 # From patterns, values and weight to every head's contribution $P_h$:
 
@@ -301,7 +301,7 @@ def test_scores(head_scores):
 #
 # $$\mathrm{sim}(S) = \sum_j \frac{|1_S^\top C_j 1|}{\sqrt{(1_S^\top C_j 1_S)(1^\top C_j 1)}}, \qquad C_j[g, h] = W_O^g[:, j]^\top\, \Sigma_{gh}\, W_O^h[:, j],$$
 #
-# where $\Sigma$ is the covariance (divided by the number of tokens) of what enters `o_proj`. Write both, in float64.
+# where $\Sigma$ is the covariance (divided by the number of tokens) of the input of `o_proj`. Write both, in float64.
 
 # %% [raw]
 # # BEGIN QUESTION

@@ -29,7 +29,7 @@
 # | Difficulty | medium to hard |
 # | After | notebook `04_regression_recovery`, paper section 4.3 |
 #
-# **Goal.** Mend a pruned projection without training: first as the paper does, with a scale and a shift for every output, then by fitting all weights that are left. The second can do more, and overfits a few thousand tokens; you will see where.
+# **Goal.** Recover the outputs of a pruned projection without training: first as the paper does, with a scale and a shift for every output, then by fitting all weights that are left. The second can do more, and overfits a few thousand tokens; you will see where.
 #
 # Write your code where a cell says `...`; `grader.check("q1")` runs the tests that you can see. Run the notebook from top to bottom before you hand it in.
 
@@ -69,7 +69,7 @@ from slimllm_nb import calibration, sources
 # %% [markdown]
 # ## Question 2: a scale and a shift (5 points, 15 minutes)
 #
-# For every output on its own. An output whose kept part does not vary gets scale 1 (and the shift that mends its mean). Compute in float64.
+# For every output on its own. An output whose kept part does not vary gets scale 1 (and the shift that makes its mean right). Compute in float64.
 
 # %% [raw]
 # # BEGIN QUESTION
@@ -351,7 +351,7 @@ def test_as_the_library(ridge):
 # %% [markdown]
 # ## Question 5: where it overfits (5 points, 20 minutes)
 #
-# The cell below takes what enters `down_proj` of one layer of a real model, for tokens to fit on and for tokens of other documents. Half of the channels go (the less active ones). Fill `errors`: for every penalty, the relative error $\lVert \text{new output} - \text{full output} \rVert / \lVert \text{full output} \rVert$ on both, after a fit on the first `few` rows of `fitted`. Then name the penalty that you would take.
+# The cell below takes the input of `down_proj` in one layer of a real model, for tokens to fit on and for tokens of other documents. Half of the channels go (the less active ones). Fill `errors`: for every penalty, the relative error $\lVert \text{new output} - \text{full output} \rVert / \lVert \text{full output} \rVert$ on both, after a fit on the first `few` rows of `fitted`. Then name the penalty that you would take.
 
 # %%
 model, tokenizer = sources.load_model(), sources.load_tokenizer()

@@ -60,7 +60,7 @@ for name in ALLOWED:
     print(f"{name}: {STATISTICS['channel_score'][name]}")
 
 # %% [markdown]
-# `input_...` are those of what enters `down_proj`, so there is one for every channel. It must choose neither the same channels as SlimLLM nor the same as notebook 08's score, the deviation of a channel times the L2 norm of its weights.
+# `input_...` are statistics of the input of `down_proj`, one for every channel. It must choose neither the same channels as SlimLLM nor the same as notebook 08's score, the deviation of a channel times the L2 norm of its weights.
 
 # %% [raw]
 # # BEGIN QUESTION
@@ -266,7 +266,7 @@ def test_both_agree(my_score, literal_score):
     one, other = my_score(**wanted), literal_score(**wanted)
     off = (torch.as_tensor(one).double() - torch.as_tensor(other).double()).abs().max().item()
     assert off < 1e-9, (
-        f"my_score and literal_score on random quantities: expected the same, found scores that differ by {off:.3g}"
+        f"my_score and literal_score on random statistics: expected the same, found scores that differ by {off:.3g}"
     )
 
 
@@ -501,7 +501,7 @@ def test_others(verdict):
 # # BEGIN SOLUTION
 
 # %% [markdown]
-# *By the table above.* A report of a score that loses, with honest intervals and a next experiment that could refute the idea, gets all points; one that calls a difference of 3 % on three seeds an improvement although its interval holds 0 loses both points for limits.
+# *By the table above.* A report of a score that loses, with honest intervals and a next experiment that could refute the idea, gets all points; one that calls a difference of 3 % on three seeds an improvement although its interval contains 0 loses both points for limits.
 
 # %% [raw]
 # # END SOLUTION

@@ -56,29 +56,26 @@ def kept_and_full(
     return covariance.sum(2) @ indicators, within, covariance.sum((1, 2))[:, None]
 
 
-def _similarities(
-    covariance: Float[Tensor, "hidden heads heads"], sets: Int[Tensor, "sets kept"]
-) -> Float[Tensor, "sets"]:
-    """sim(S) of several sets of heads; an output that does not vary counts as 0."""
-    cov, var_kept, var_full = kept_and_full(covariance, sets)
+def similarity(
+    covariance: Float[Tensor, "hidden heads heads"], kept: Int[Tensor, "*sets kept"]
+) -> Float[Tensor, "*sets"]:
+    """sim(S), for one set of heads or several: sum over outputs of the Pearson correlation of the kept heads' summed
+    contribution with the full output.
+
+    Between 0 and `hidden`; an output that does not vary counts as 0. Paper eq. 3 (per output dimension, in absolute
+    value, as in the authors' code).
+    """
+    cov, var_kept, var_full = kept_and_full(covariance, kept.reshape(-1, kept.shape[-1]))
     floor = variance_floor(var_full)
     pearson = cov.abs() / (var_kept.clamp_min(floor) * var_full.clamp_min(floor)).sqrt()
-    return torch.where((var_kept > floor) & (var_full > floor), pearson, 0).sum(0)
-
-
-def similarity(covariance: Float[Tensor, "hidden heads heads"], kept: Int[Tensor, "kept"]) -> Float[Tensor, ""]:
-    """sim(S): sum over outputs of the Pearson correlation of the kept heads' summed contribution with the full output.
-
-    Between 0 and `hidden`. Paper eq. 3 (per output dimension, in absolute value, as in the authors' code).
-    """
-    return _similarities(covariance, kept[None])[0]
+    return torch.where((var_kept > floor) & (var_full > floor), pearson, 0).sum(0).view(kept.shape[:-1])
 
 
 def head_importance(covariance: Float[Tensor, "hidden heads heads"]) -> Float[Tensor, "heads"]:
     """-sim(all heads but h) for every head h: higher means more important. Paper eq. 4."""
     heads = torch.arange(covariance.shape[1], device=covariance.device)
     others = heads.repeat(len(heads), 1)[heads != heads[:, None]].view(len(heads), -1)
-    return -_similarities(covariance, others)
+    return -similarity(covariance, others)
 
 
 def select_heads(
@@ -129,4 +126,4 @@ def exchange_similarities(
     covariance: Float[Tensor, "hidden heads heads"], kept: Int[Tensor, "kept"], candidate: Int[Tensor, ""]
 ) -> Float[Tensor, "kept"]:
     """sim(kept with `candidate` in the place of kept[i]) for every position i."""
-    return _similarities(covariance, kept.repeat(len(kept), 1).fill_diagonal_(candidate))
+    return similarity(covariance, kept.repeat(len(kept), 1).fill_diagonal_(candidate))

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -38,26 +38,6 @@ def moments(batches: Iterable[tuple[Float[Tensor, "tokens hidden"], Float[Tensor
         count += len(kept)
     k, f, kk, ff, kf = sums / count
     return Moments(centres[0] + k, centres[1] + f, kk - k * k, ff - f * f, kf - k * f)
-
-
-def moments_from_covariance(
-    means: Float[Tensor, "width"],
-    covariance: Float[Tensor, "width width"],
-    columns: Int[Tensor, "kept"],
-    kept_weight: Float[Tensor, "hidden kept"],
-    full_weight: Float[Tensor, "hidden width"],
-) -> Moments:
-    """The same from mean and covariance of the projection's inputs: of kept_weight over some columns of them, and of
-    full_weight over all."""
-    kept, full = kept_weight.to(covariance), full_weight.to(covariance)
-    with_inputs = full @ covariance  # covariance of every full output with every input
-    return Moments(
-        mean_kept=kept @ means[columns],
-        mean_full=full @ means,
-        var_kept=((kept @ covariance[columns][:, columns]) * kept).sum(1),
-        var_full=(with_inputs * full).sum(1),
-        cov=(with_inputs[:, columns] * kept).sum(1),
-    )
 
 
 def fit(

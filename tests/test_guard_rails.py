@@ -20,7 +20,7 @@ from slimllm_nb import evaluation, sources
 from slimllm_nb.calibration import draw_samples
 from slimllm_nb.files import write_text
 from slimllm_nb.methods import method_names
-from slimllm_nb.pruning import prune
+from slimllm_nb.pruning import layer_similarities, prune
 from slimllm_nb.reproduce import load_profile
 
 pytestmark = pytest.mark.slow
@@ -32,20 +32,22 @@ CASES = [f"tiny {heads} {dtype}" for heads in (8, 2) for dtype in DTYPES] + ["em
 
 @functools.cache
 def embedded():
-    """The embedded model with 8 calibration samples and 512 tokens of held-out text."""
+    """The embedded model with 8 calibration samples, its layers' similarities on them, and 512 tokens of held-out
+    text."""
     profile, tokenizer = load_profile("embedded"), sources.load_tokenizer()
     corpus = profile.calibration.corpus
     samples = draw_samples(sources.load_texts(corpus, "calibration"), tokenizer, num_samples=8)
     blocks = evaluation.token_blocks(sources.load_texts(corpus, "held-out"), tokenizer, max_tokens=512)
-    return sources.load_model(), samples, blocks, profile.settings
+    model = sources.load_model()
+    return model, samples, layer_similarities(model, samples, progress=False), blocks, profile.settings
 
 
 def prepared(case: str) -> tuple:
-    """Model, calibration samples, blocks for the perplexity, and the setting of a case."""
+    """Model, calibration samples, blocks for the perplexity, and prune()'s settings of a case."""
     kind, *which = case.split()
     if kind == "embedded":
-        model, samples, blocks, settings = embedded()
-        return model, samples, blocks, settings[which[0]].arguments
+        model, samples, similarity, blocks, settings = embedded()
+        return model, samples, blocks, settings[which[0]].arguments | {"similarity": similarity}
     tokens = torch.randint(0, 101, (16 * 10 + 512,), generator=torch.Generator().manual_seed(0))
     model = make_small_model(int(which[0])).to(DTYPES[which[1]])
     return model, tokens[:160].view(16, 10), tokens[160:].view(8, 64), TINY

@@ -99,7 +99,7 @@ def place(tmp_path_factory):
         write_table(folder)
         method = {"name": "mine", "channel_score": "norms_of_stand_in", "recovery": "ridge"}
         others = {"dtype": "float16", "parts": ["parts.py"], "zeroshot": None, "published": None}
-        write_profile(folder, "own", "stand-in/llama", method=method, **others)
+        write_profile(folder, "own", "stand-in/llama", method=method, evaluation=evaluation, **others)
         (folder / "parts.py").write_text(PARTS)
         yield folder
 
@@ -186,7 +186,7 @@ def test_the_card_names_the_model_that_was_pruned(finished):
 def test_a_profile_with_a_method_of_its_own(place):
     """In float16. Its model is pruned with it; a notebook that takes SlimLLM apart runs all the same."""
     chosen = ("02_head_importance", "06_evaluation")
-    done = reproduce(place, "own", *copied(place, "own-notebooks", *chosen), **PRETEND)
+    done = reproduce(place, "own", "OPTIONS=-p questions=4", *copied(place, "own-notebooks", *chosen), **PRETEND)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     verdicts = json.loads((place / "runs" / "own" / "results.json").read_text())["verdicts"]
     verdicts = {one["id"]: one["verdict"] for one in verdicts}

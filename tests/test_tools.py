@@ -143,6 +143,11 @@ def test_a_curve_has_a_point_for_every_setting():
         pytest.approx([1, 8]),
     ]
     assert axes.lines[0].get_xdata().tolist() == pytest.approx([20, 50])
+    for row in [found.dense, *found.rows]:
+        row.accuracy = {"a": 0.2, "b": 0.4 if row.method == "other" else 0.6}
+    (axes,) = found.curve(accuracy=True).axes
+    assert axes.get_ylabel() == "zero-shot accuracy" and axes.lines[0].get_ydata()[0] == pytest.approx(0.4)  # dense
+    assert [line.get_ydata()[0] for line in axes.lines[1::3]] == pytest.approx([0.4, 0.3])
 
 
 def test_results_are_written_between_two_comments():

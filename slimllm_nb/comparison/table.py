@@ -148,24 +148,34 @@ class Comparison:
             panels, f"Perplexity over SlimLLM's at equal decoder parameters: {spread}", "perplexity / SlimLLM's"
         )
 
-    def curve(self) -> "Picture":
-        """Perplexity over the dense model's against the share of the decoder that is pruned, a point for each setting:
-        the geometric mean over corpora and seeds, and the lowest and the highest seed."""
+    def curve(self, accuracy: bool = False) -> "Picture":
+        """Perplexity over the dense model's (geometric mean over corpora and seeds), or zero-shot accuracy (mean over
+        tasks and seeds), against the share of the decoder that is pruned: a point for each setting, and the lowest and
+        the highest seed."""
         from slimllm_nb import plots
 
-        frame = self.frame
-        over = np.log(frame.perplexity / frame.corpus.map(self.dense.perplexity))
-        by_seed = over.groupby([frame.method, frame.setting, frame.seed], sort=False).mean()
-        points = np.exp(by_seed.groupby(level=[0, 1], sort=False).agg(["mean", "min", "max"]))
-        methods = {method: points.loc[method] for method in dict.fromkeys(frame.method)}
+        def value(row: Row) -> float:
+            if accuracy:
+                return np.mean(list(row.accuracy.values()))
+            return np.mean([np.log(one / self.dense.perplexity[corpus]) for corpus, one in row.perplexity.items()])
+
+        rows = pd.DataFrame(
+            [(row.method, row.setting, row.seed, 1 - row.decoder_share, value(row)) for row in self.rows],
+            columns=["method", "setting", "seed", "pruned", "value"],
+        )
+        points = rows.groupby(["method", "setting"], sort=False).value.agg(["mean", "min", "max"])
+        points = points if accuracy else np.exp(points)
+        methods = {method: points.loc[method] for method in dict.fromkeys(rows.method)}
+        count = len(self.dense.accuracy) if accuracy else len(self.protocol.judge_on)
+        seeds = "one seed" if (number := rows.seed.nunique()) == 1 else f"{number} seeds, lowest and highest seed"
         return plots.curves(
-            100 * (1 - frame.groupby("setting", sort=False).decoder_share.mean()),
+            100 * rows.groupby("setting", sort=False).pruned.mean(),
             {method: found["mean"] for method, found in methods.items()},
-            f"What size costs: mean of {len(self.protocol.judge_on)} corpora and {frame.seed.nunique()} seeds, "
-            "lowest and highest seed",
+            f"What size costs: mean of {count} {'tasks' if accuracy else 'corpora'} and {seeds}",
             "share of the decoder's parameters pruned, in percent",
-            "perplexity / the dense model's",
-            logy=True,
+            "zero-shot accuracy" if accuracy else "perplexity / the dense model's",
+            logy=not accuracy,
+            reference={"dense": value(self.dense)} if accuracy else None,
             spread={
                 method: [found["mean"] - found["min"], found["max"] - found["mean"]]
                 for method, found in methods.items()

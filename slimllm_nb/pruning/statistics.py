@@ -86,11 +86,11 @@ class RunningCovariance:
 def gather(sublayer: Sublayer, wanted: set[str]) -> dict:
     """All that is `wanted`, in one pass over the batches, and what is known before any token is seen.
 
-    Beside it "outputs", batch by batch, unless output moments follow from a covariance (see output_moments).
+    Beside it "outputs", batch by batch, unless the moments of the outputs follow from a covariance (output_moments).
     Raises: ValueError for activations that are not finite, and for too few samples to hold one out.
     """
-    wide = bool(wanted & COVARIANCES)
-    wanted = wanted | {"input_covariance", "input_means"} if wide else wanted
+    if wide := bool(wanted & COVARIANCES):
+        wanted = wanted | {"input_covariance", "input_means"}
     asked = {name: SUMMED[name] for name in SUMMED if name in wanted}
     full = {"outputs", "inputs"} if wide else {"outputs"}
     sums = {rows: RunningCovariance(diagonal=rows not in full) for rows, _ in asked.values()}
@@ -100,7 +100,7 @@ def gather(sublayer: Sublayer, wanted: set[str]) -> dict:
         rows = {"inputs": sublayer.inputs(index)}
         if wanted & {"mlp_inputs", "mlp_input_norms"}:
             rows["mlp_inputs"] = sublayer.mlp_inputs(index)
-        if not wide or "output_scatter" in wanted:
+        if "output_scatter" in wanted or "contribution_covariance" not in wanted:
             rows["outputs"] = functional.linear(rows["inputs"], sublayer.weight)
         for name in sums.keys() & rows.keys():
             sums[name].update(rows[name])
@@ -129,23 +129,22 @@ def gather(sublayer: Sublayer, wanted: set[str]) -> dict:
 def output_moments(
     sublayer: Sublayer, statistics: dict, columns: Int[Tensor, "kept"], weight: Float[Tensor, "hidden kept"] | None
 ) -> regression.Moments:
-    """Moments of what the kept columns give and of the full output: from the covariance of the inputs where that was
-    gathered, else in another pass over the batches. weight: a new one for the kept columns; None: their own."""
-    own, means = sublayer.weight, statistics.get("input_means")
+    """Moments of what the kept columns give and of the full output: of heads, from the covariance of their
+    contributions; else in another pass over the batches. weight: a new one for the kept columns; None: their own."""
+    own = sublayer.weight
     if "contribution_covariance" in statistics and weight is None:
-        heads_kept = columns[:: statistics["head_dim"]] // statistics["head_dim"]
+        heads_kept, means = columns[:: statistics["head_dim"]] // statistics["head_dim"], statistics["input_means"]
         found = heads.kept_and_full(statistics["contribution_covariance"], heads_kept[None])
         (cov, var_kept, var_full), full = (one[:, 0] for one in found), own.to(means)
         return regression.Moments(full[:, columns] @ means[columns], full @ means, var_kept, var_full, cov)
-    kept = own[:, columns] if weight is None else weight
-    if "input_covariance" in statistics:
-        return regression.moments_from_covariance(means, statistics["input_covariance"], columns, kept, own)
-    others = other_columns(columns, own.shape[1])
+    kept, others = own[:, columns] if weight is None else weight.to(own), other_columns(columns, own.shape[1])
     fewer = weight is None and len(others) < len(columns)  # then what is pruned is cheaper to compute
 
-    def kept_output(index: int, full: Tensor) -> Tensor:
+    def outputs(index: int) -> tuple[Tensor, Tensor]:
+        stored = statistics["outputs"]
+        full = stored[index] if stored else functional.linear(sublayer.inputs(index), own)
         if fewer:
-            return full - functional.linear(sublayer.inputs(index, others), own[:, others])
-        return functional.linear(sublayer.inputs(index, columns), kept.to(own))
+            return full - functional.linear(sublayer.inputs(index, others), own[:, others]), full
+        return functional.linear(sublayer.inputs(index, columns), kept), full
 
-    return regression.moments((kept_output(index, full), full) for index, full in enumerate(statistics["outputs"]))
+    return regression.moments(outputs(index) for index in range(len(sublayer.batches)))
