@@ -1,8 +1,12 @@
 """Calibration samples that the model writes itself, where there are no texts, or beside them.
 
-Shin et al. (arXiv 2406.15524) and Williams et al. (arXiv 2410.17170) prune with such samples.
+Shin et al. (arXiv 2406.15524) and Williams et al. (arXiv 2410.17170) prune with such samples. As a corpus for a
+profile's `texts`, alone or beside others: python -m slimllm_nb.generated MODEL FILE.jsonl
 """
 
+import argparse
+import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,7 +18,8 @@ from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizer
 
 from slimllm_nb.calibration import windows
 from slimllm_nb.checks import evaluation_mode
-from slimllm_nb.files import replacing
+from slimllm_nb.command import command
+from slimllm_nb.files import replacing, write_text
 from slimllm_nb.progress import bar
 
 FIRST_DROPPED = 32  # tokens: what stands behind nothing is unlike what stands in a text
@@ -91,3 +96,30 @@ def real_and_generated(
             with replacing(keep) as partial:
                 save_file({"samples": found[-1]}, partial)
     return torch.cat(found)
+
+
+@command
+def main(arguments: list[str] | None = None) -> int:
+    """Write the model's own text into a .jsonl file, a document a line."""
+    from slimllm_nb.sources import load_model, load_tokenizer
+
+    parser = argparse.ArgumentParser(prog="python -m slimllm_nb.generated", description=main.__doc__)
+    parser.add_argument("model", help='a folder with safetensors, a hub id, or "embedded"')
+    parser.add_argument("file", type=Path, help="what is written, .jsonl")
+    parser.add_argument("--documents", type=int, default=128, help="default: 128")
+    parser.add_argument("--length", type=int, default=256, help="tokens of each (default: 256)")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    options = parser.parse_args(arguments)
+    if options.file.suffix != ".jsonl":
+        raise ValueError(f"{options.file} is to be written; allowed: a name that ends in .jsonl")
+    model, tokenizer = load_model(options.model, device=options.device), load_tokenizer(options.model)
+    samples = generate_samples(model, tokenizer, options.documents, options.length, options.seed)
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in tokenizer.batch_decode(samples)]
+    write_text(options.file, "\n".join(lines) + "\n")
+    print(f"{len(lines)} documents of {options.length} tokens. Written: {options.file}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,7 +9,9 @@ import torch
 from conftest import make_small_model
 from hub_folder import make_tokenizer
 from slimllm_nb import calibration
-from slimllm_nb.generated import document_separator, generate_samples, real_and_generated
+from slimllm_nb.corpora import TextSource
+from slimllm_nb.generated import document_separator, generate_samples, main, real_and_generated
+from slimllm_nb.sources import load_model, load_texts, load_tokenizer
 
 SIZES = {"num_samples": 5, "length": 6, "batch_size": 2, "progress": False}
 
@@ -86,3 +88,13 @@ def test_what_is_refused():
         generate_samples(make_small_model(2), tokenizer_of(bos=1), 0, 6)
     with pytest.raises(ValueError, match="no token that begins or ends a text"):
         generate_samples(make_small_model(2), tokenizer_of(), 2, 6)
+
+
+def test_the_models_own_text_as_a_corpus(tmp_path, capsys):
+    path = tmp_path / "own.jsonl"
+    assert main(["embedded", str(path), "--documents", "3", "--length", "24", "--device", "cpu"]) == 0
+    texts = load_texts("own", "calibration", {"own": TextSource(files=[str(path)])})
+    tokenizer = load_tokenizer()
+    assert texts == tokenizer.batch_decode(generate_samples(load_model(), tokenizer, 3, 24, progress=False))
+    assert calibration.draw_samples(texts, tokenizer, num_samples=2, length=12).shape == (2, 12)
+    assert main(["embedded", str(tmp_path / "own.txt")]) == 2 and "ends in .jsonl" in capsys.readouterr().err

