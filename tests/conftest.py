@@ -19,7 +19,8 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 from slimllm_nb.sources import embedded  # noqa: E402
 from workplace import Workplace  # noqa: E402
 
-TOGETHER = ("test_course.py", "test_stand_in.py")  # files whose first test makes what the others take
+# Files whose first test makes what the others take, or imports it for seconds.
+TOGETHER = ("test_course.py", "test_stand_in.py", "test_zeroshot.py")
 
 
 def pytest_configure(config):

@@ -176,6 +176,7 @@ def test_the_embedded_texts_are_compared_on_all_of_them():
     assert protocol_of(load_profile("llama-7b-20")).judge_on == ("wikitext2", "ptb")
 
 
+@pytest.mark.slow
 def test_the_models_own_text_to_calibrate_and_to_judge_on(profile):
     own, halves = {"generated": 5, "seeds": 1, "progress": False}, ["generated", "wikipedia:calibration"]
     found = compare([], ["20"], profile=profile, judge_on=halves, **own)

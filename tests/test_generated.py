@@ -91,10 +91,13 @@ def test_what_is_refused():
 
 
 def test_the_models_own_text_as_a_corpus(tmp_path, capsys):
-    path = tmp_path / "own.jsonl"
-    assert main(["embedded", str(path), "--documents", "3", "--length", "24", "--device", "cpu"]) == 0
+    tokenizer = make_tokenizer()
+    make_small_model(4, vocab_size=1000).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    given, path = [str(tmp_path / "model"), str(tmp_path / "own.jsonl")], tmp_path / "own.jsonl"
+    assert main([*given, "--documents", "3", "--length", "24", "--device", "cpu"]) == 0
     texts = load_texts("own", "calibration", {"own": TextSource(files=[str(path)])})
-    tokenizer = load_tokenizer()
-    assert texts == tokenizer.batch_decode(generate_samples(load_model(), tokenizer, 3, 24, progress=False))
-    assert calibration.draw_samples(texts, tokenizer, num_samples=2, length=12).shape == (2, 12)
-    assert main(["embedded", str(tmp_path / "own.txt")]) == 2 and "ends in .jsonl" in capsys.readouterr().err
+    drawn = generate_samples(load_model(given[0]), load_tokenizer(given[0]), 3, 24, progress=False)
+    assert [text.split() for text in texts] == [text.split() for text in tokenizer.batch_decode(drawn)]
+    assert calibration.draw_samples(texts, tokenizer, num_samples=2, length=8).shape == (2, 8)
+    assert main([given[0], str(tmp_path / "own.txt")]) == 2 and "ends in .jsonl" in capsys.readouterr().err
