@@ -20,7 +20,7 @@ from slimllm_nb.sources import embedded  # noqa: E402
 from workplace import Workplace  # noqa: E402
 
 # Files whose first test makes what the others take, or imports it for seconds.
-TOGETHER = ("test_course.py", "test_stand_in.py", "test_zeroshot.py")
+TOGETHER = ("test_course.py", "test_prune_command.py", "test_stand_in.py", "test_zeroshot.py")
 
 
 def pytest_configure(config):

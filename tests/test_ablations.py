@@ -167,6 +167,7 @@ def keep(name, plan, kept, again=()):
     return json.loads(kept.read_text())
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_kept_and_not_measured_again(name, plan, pruned, kept, tmp_path):  # noqa: F811
     measured = [row for task in tasks(name, plan) for row in measure(task)]
     assert len(measured) == 2 * 2 * 3 + 2 and len(pruned) == len(measured)
@@ -191,6 +192,7 @@ def test_what_is_measured_is_kept_and_not_measured_again(name, plan, pruned, kep
     assert kept_ablations(name, tmp_path / "nothing.json") is None
 
 
+@pytest.mark.slow
 def test_what_the_plan_changes_is_measured(name, plan, pruned, kept, tmp_path):  # noqa: F811
     for task in tasks(name, plan):
         measure(task)

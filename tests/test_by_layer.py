@@ -123,6 +123,7 @@ def test_the_command(profile, folder, tmp_path, capsys, walks):  # noqa: F811
     assert walks[3:] == ["pruning"]
 
 
+@pytest.mark.slow
 def test_similarities_outlast_what_comes_after_them(profile, folder, tmp_path, monkeypatch, walks):  # noqa: F811
     """Cut off while the first pruned model is measured: the dense layers are not walked through again."""
     from slimllm_nb import disk

@@ -120,6 +120,7 @@ def test_a_row_is_measured_once(profile, pruned, tmp_path):
     assert compare(["flap"], ["20"], seeds=2, profile=profile, progress=False).rows == first.rows
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on(profile, monkeypatch, tmp_path):
     calls, real = [], MODULE.prune
 

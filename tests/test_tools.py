@@ -220,6 +220,7 @@ def test_the_newest_gpu_is_shown(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_the_bench_measures_what_it_says(tmp_path, monkeypatch):
     """Its numbers are those of real runs; here of one that takes no time."""
     assert bench.ratio([3.0, 1.0, 2.0]) == {"median": 2.0, "low": 1.0, "high": 3.0}

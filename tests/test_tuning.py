@@ -75,6 +75,7 @@ def test_what_is_merged_is_the_formula(pruned):
     assert torch.allclose(adapted.merge_and_unload().model.layers[1].mlp.down_proj.weight, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on(pruned, tmp_path, monkeypatch):
     model, samples = pruned
     whole, first = tune(copy.deepcopy(model), samples, recipe=RECIPE, progress=False)

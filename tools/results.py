@@ -26,7 +26,13 @@ GROUPS = ("methods", "goal")  # those that are shown
 EVEN_START, EVEN_END = "<!-- `make results` writes even groups from here -->", "<!-- even groups end here -->"
 OWN_START, OWN_END = "<!-- `make results` writes generated samples from here -->", "<!-- generated samples end here -->"
 BEST = "OBS heads and ridge"
-SAMPLES = ("32 windows", "16 windows and 16 generated", "32 generated", "32 windows and 32 generated")
+SAMPLES = (
+    "32 windows",
+    "16 windows and 16 generated",
+    "32 generated",
+    "32 windows and 32 generated",
+    "128 windows and 128 generated",
+)
 # See Kept.beside.
 EVEN = {
     "SlimLLM": ("even groups", "slimllm", None),
