@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from conftest import make_small_model
+from slimllm_nb.export import logits_elsewhere
 from slimllm_nb.modeling import SlimLlamaConfig, SlimLlamaForCausalLM, _Expanding
 from slimllm_nb.pruning import prune
 from slimllm_nb.sources import SourceError, load_model
@@ -50,6 +51,12 @@ def pruned(small_model, input_ids):
 def test_key_value_heads_are_repeated_for_their_own_query_heads():
     states = torch.tensor([[[[1.0]], [[2.0]], [[3.0]]]])  # (batch, key_value_heads, length, head_dim)
     assert _Expanding(None, [2, 1, 3]).update(states, states, 0)[0].flatten().tolist() == [1, 1, 2, 3, 3, 3]
+
+
+@pytest.mark.slow
+def test_what_cannot_be_loaded_elsewhere_is_said(tmp_path):
+    with pytest.raises(RuntimeError, match=r"(?s)nothing: loading them elsewhere failed:.*nothing"):
+        logits_elsewhere([tmp_path / "nothing"], torch.zeros(1, 2, dtype=torch.long))
 
 
 @pytest.mark.slow

@@ -54,12 +54,12 @@ def measure(profile: Profile) -> None:
     rows = []
     if profile.zeroshot:
         from slimllm_nb.evaluation.zeroshot import zeroshot
+        from slimllm_nb.reproduce.metrics import accuracies
 
         asked = profile.zeroshot
         table = zeroshot(model, tokenizer, asked.tasks, limit=asked.limit, add_bos_token=asked.add_bos_token)
         rows = table.to_dict("records")
-        metrics |= {f"acc_dense_{row['task']}": row["accuracy"] for row in rows}
-        metrics["acc_dense_average"] = sum(row["accuracy"] for row in rows) / len(rows)
+        metrics |= accuracies(table.assign(model="dense"))
         print(table.to_string(index=False), flush=True)
     off = not_as_published(metrics, profile)
     content = {

@@ -1,4 +1,4 @@
-"""Metrics of notebook 06 from its tables, by the names that the claims ask for."""
+"""Metrics from tables of accuracies and of speed, by the names that the claims ask for."""
 
 from typing import TYPE_CHECKING
 
@@ -8,14 +8,18 @@ if TYPE_CHECKING:
     import pandas
 
 
+def accuracies(table: "pandas.DataFrame") -> dict[str, float]:
+    """Of a table of zero-shot accuracies (model, task, accuracy): each one, and every model's average over the
+    tasks."""
+    averages = {f"acc_{name}_average": one.accuracy.mean() for name, one in table.groupby("model")}
+    return {f"acc_{row.model}_{row.task}": row.accuracy for row in table.itertuples()} | averages
+
+
 def accuracy_metrics(accuracy: "pandas.DataFrame", mildest: str, strongest: str) -> dict[str, float]:
-    """Of a table of zero-shot accuracies (model, task, accuracy, standard error, chance): each one, every model's
-    average over the tasks, by how many standard errors the dense model is above chance on its worst task, and the
-    mildest setting above the strongest on average. Tasks without a standard error (one question) decide neither."""
-    if not len(accuracy):
-        return {}
-    metrics = {f"acc_{row.model}_{row.task}": row.accuracy for row in accuracy.itertuples()}
-    metrics |= {f"acc_{name}_average": one.accuracy.mean() for name, one in accuracy.groupby("model")}
+    """accuracies() of a table that has standard error and chance, too; by how many standard errors the dense model is
+    above chance on its worst task, and the mildest setting above the strongest on average. Tasks without a standard
+    error (one question) decide neither."""
+    metrics = accuracies(accuracy)
     dense = accuracy[(accuracy.model == "dense") & (accuracy["standard error"] > 0)]
     if len(dense):
         metrics["errors_above_chance_dense"] = ((dense.accuracy - dense.chance) / dense["standard error"]).min()
