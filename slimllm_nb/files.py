@@ -7,12 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import platformdirs
+
 ROOT = Path(__file__).resolve().parent.parent
+CACHE_VARIABLE = "SLIMLLM_NB_CACHE"
 
 
 def expanded(path: str | Path) -> Path:
     """With ~ as a shell reads it; what names no user stays as it is."""
     return Path(os.path.expanduser(path))  # noqa: PTH111  Path's own raises RuntimeError there
+
+
+def cache_folder() -> Path:
+    """Where converted models and cleaned texts are kept: $SLIMLLM_NB_CACHE, or the user's cache folder of this
+    system."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_cache_dir("slimllm-nb"))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -14,26 +15,37 @@ from transformers import PreTrainedConfig
 from slimllm_nb.sources import SourceError, load_model, load_texts
 from slimllm_nb.sources.hub import HUB_VARIABLE
 
+# Repository -> what the hub answers, the revision asked for, and what is said.
+REFUSED = {
+    "owner/gated": (
+        403,
+        "GatedRepo",
+        None,
+        "it is gated: accept its licence at https://huggingface.co/owner/gated, then",
+    ),
+    "owner/other": (404, "RevisionNotFound", "abc", "it has no revision 'abc': give a commit, tag or branch"),
+    "owner/private": (401, "RepoNotFound", None, "there is none, or it is private and no token is set"),
+}
 ASK = """
-import sys
+import json, sys
 from slimllm_nb.sources import SourceError, load_model
-try:
-    load_model("owner/model", revision=sys.argv[1] or None)
-except SourceError as error:
-    print(error)
+for name, revision in json.loads(sys.argv[1]).items():
+    try:
+        load_model(name, revision=revision)
+    except SourceError as error:
+        print(error)
 """
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Answers every request with the status and error code of `answers`, as the hub does."""
+    """Refuses every repository as the hub does."""
 
     def do_GET(self):
-        code, error = self.server.answers
-        body = json.dumps({"error": error or "?"}).encode()
+        code, error = next(answer[:2] for name, answer in REFUSED.items() if name in self.path)
+        body = json.dumps({"error": error}).encode()
         self.send_response(code)
-        if error:
-            self.send_header("X-Error-Code", error)
-            self.send_header("X-Error-Message", error)
+        self.send_header("X-Error-Code", error)
+        self.send_header("X-Error-Message", error)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
@@ -45,37 +57,18 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def ask(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_refused_by_the_hub(tmp_path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-
-    def answer(answers, revision=""):
-        server.answers = answers
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setenv("HF_HOME", str(tmp_path))
-        command = [sys.executable, "-c", ASK, revision]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    yield answer
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path)}
+    asked = json.dumps({name: revision for name, (_, _, revision, _) in REFUSED.items()})
+    done = subprocess.run([sys.executable, "-c", ASK, asked], capture_output=True, text=True, env=environment)
     server.shutdown()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("answers", "revision", "message"),
-    [
-        ((403, "GatedRepo"), "", "it is gated: accept its licence at https://huggingface.co/owner/model, then log in"),
-        ((404, "RevisionNotFound"), "abc", "it has no revision 'abc': give a commit, tag or branch"),
-        ((401, "RepoNotFound"), "", "there is none, or it is private and no token is set"),
-    ],
-)
-def test_refused_by_the_hub(answers, revision, message, ask):
-    printed = ask(answers, revision=revision)
-    assert printed.startswith("cannot load the model 'owner/model': ") and message in printed
+    assert done.returncode == 0, done.stderr
+    for printed, (name, (*_, message)) in zip(done.stdout.splitlines(), REFUSED.items(), strict=True):
+        assert printed.startswith(f"cannot load the model '{name}': ") and message in printed
 
 
 @pytest.mark.parametrize(("what", "name"), [("model", "owner/model"), ("data set", "ptb-text-only/ptb_text_only")])

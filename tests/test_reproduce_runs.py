@@ -106,18 +106,12 @@ def test_the_report_needs_nothing_from_elsewhere(finished):
     assert {"math", "mfrac", "blockquote", "img"} <= first.tags
 
 
-def runs_again(place: Workplace, options: str = OPTIONS, quick: bool = False) -> list[str]:
-    """The notebooks that make would run, by its dry run after the real first step; `quick`: that one waits for no
-    torch."""
+def runs_again(place: Workplace, options: str = OPTIONS) -> list[str]:
+    """The notebooks that make would run, by its dry run after the real first step, which waits for no torch."""
     environment = os.environ | {"SLIMLLM_NB_RUNS": str(place.runs)}
-    heavy = "{'papermill', 'pandas', *(['torch'] if quick else [])} & set(sys.modules)"
     code = "import sys\nfrom slimllm_nb.reproduce import start\nassert start.main(sys.argv[1:]) == 0"
-    command = [
-        sys.executable,
-        "-c",
-        f"{code}\nquick = {quick}\nassert not {heavy}",
-        *options.removeprefix("OPTIONS=").split(),
-    ]
+    code += "\nassert not {'papermill', 'pandas', 'torch'} & set(sys.modules)"
+    command = [sys.executable, "-c", code, *options.removeprefix("OPTIONS=").split()]
     subprocess.run(command, cwd=place.root, env=environment, check=True, capture_output=True)
     told = make("notebooks-and-verdicts", "-n", folder=place.root)
     done = subprocess.run(told, env=environment, check=True, capture_output=True, text=True)
@@ -128,7 +122,7 @@ def test_what_was_edited_makes_the_right_notebooks_run_again(finished):
     place, done = finished
     assert done.returncode == 0
     both = ["01_first", "02_second"]
-    assert runs_again(place, quick=True) == []
+    assert runs_again(place) == []
     assert runs_again(place, "-p samples=17") == both
     assert runs_again(place) == both  # the parameters of before, but what they gave is not known to be
     for name in both:

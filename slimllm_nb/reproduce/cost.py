@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from slimllm_nb.corpora import find_corpus
-from slimllm_nb.files import existing
+from slimllm_nb.files import cache_folder, existing
 from slimllm_nb.reproduce.profiles import Profile
 
 if TYPE_CHECKING:
@@ -179,8 +179,6 @@ def _accelerator(device: str) -> float | None:
 
 def _cache(profile: Profile) -> Path:
     if profile.model == "embedded":
-        from slimllm_nb.sources.packages import cache_folder
-
         return cache_folder()
     from huggingface_hub.constants import HF_HOME
 

@@ -16,7 +16,6 @@ from slimllm_nb.command import command
 from slimllm_nb.files import ROOT
 from slimllm_nb.progress import FOLLOWED
 from slimllm_nb.reproduce.claims import PaperError
-from slimllm_nb.reproduce.profiles import load_profile
 from slimllm_nb.reproduce.start import INPUTS, NotebookError, read_parameters
 from slimllm_nb.reproduce.verdicts import read_result
 
@@ -36,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # make passes it on: the kernel is to end too
     try:
         execute(source, partial, parameters)
-        read_result(folder, name, load_profile(given["profile"]).name)
+        read_result(folder, name, folder.name)  # the profile's
         os.utime(partial, ns=(start, start))  # what is edited while it runs is newer
         partial.replace(target)
     except (NotebookError, PaperError) as error:

@@ -17,7 +17,8 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from slimllm_nb.sources.packages import cache_folder, file_sha256, needing_extra, packaged_file, writing_to_cache
+from slimllm_nb.files import cache_folder
+from slimllm_nb.sources.packages import file_sha256, needing_extra, packaged_file, writing_to_cache
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONVERTED = "SmolLM2-135M-Instruct-float32-1"  # raise the number when the conversion changes

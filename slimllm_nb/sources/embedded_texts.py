@@ -13,8 +13,8 @@ import re
 from pathlib import Path
 
 from slimllm_nb.corpora import NEVER_CALIBRATED
-from slimllm_nb.files import write_text
-from slimllm_nb.sources.packages import cache_folder, needing_extra, packaged_file, writing_to_cache
+from slimllm_nb.files import cache_folder, write_text
+from slimllm_nb.sources.packages import needing_extra, packaged_file, writing_to_cache
 
 NEWS = "lee_background.cor"
 WIKIPEDIA = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"

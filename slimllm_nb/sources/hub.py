@@ -21,8 +21,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from slimllm_nb.files import expanded
-from slimllm_nb.sources.packages import SourceError, cache_folder
+from slimllm_nb.files import cache_folder, expanded
+from slimllm_nb.sources.packages import SourceError
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -1,20 +1,17 @@
-"""Files that ship inside published Python packages, found without importing them, and the folder of what is made of
-them once.
+"""Files that ship inside published Python packages, found without importing them.
 
 requirements-data.lock names the packages by version and hash; `make setup` installs them without their dependencies.
 """
 
 import functools
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-import platformdirs
+from slimllm_nb.files import CACHE_VARIABLE, cache_folder
 
-CACHE_VARIABLE = "SLIMLLM_NB_CACHE"
 # file -> package, its place in it, its SHA-256
 FILES = {
     "SmolLM2-135M-Instruct.Q4_1.gguf": (
@@ -82,13 +79,6 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file as 64 hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def cache_folder() -> Path:
-    """Where converted models and cleaned texts are kept: $SLIMLLM_NB_CACHE, or the user's cache folder of this
-    system."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_cache_dir("slimllm-nb"))
 
 
 @contextmanager
