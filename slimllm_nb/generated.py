@@ -110,10 +110,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--length", type=int, default=256, help="tokens of each (default: 256)")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--revision", help="of a hub id")
     options = parser.parse_args(arguments)
-    if options.file.suffix != ".jsonl":
-        raise ValueError(f"{options.file} is to be written; allowed: a name that ends in .jsonl")
-    model, tokenizer = load_model(options.model, device=options.device), load_tokenizer(options.model)
+    if options.file.suffix != ".jsonl" or options.file.exists():
+        raise ValueError(
+            f"{options.file} is to be written; allowed: a name that ends in .jsonl, of no file that is there"
+        )
+    model = load_model(options.model, revision=options.revision, device=options.device)
+    tokenizer = load_tokenizer(options.model, revision=options.revision)
     samples = generate_samples(model, tokenizer, options.documents, options.length, options.seed)
     lines = [json.dumps({"text": text}, ensure_ascii=False) for text in tokenizer.batch_decode(samples)]
     write_text(options.file, "\n".join(lines) + "\n")

@@ -22,7 +22,7 @@ def main_parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep", type=float, default=0.8, help="share of the parameters to be left (default: 0.8)")
     parser.add_argument("--of", choices=["model", "decoder"], default="model", help="whose parameters (default: model)")
     parser.add_argument("--texts", nargs="+", help=".txt or .jsonl files (default: embedded news)")
-    parser.add_argument("--method", default="obs_heads_ridge", help="default: obs_heads_ridge; slimllm: as published")
+    parser.add_argument("--method", default="recommended", help="default: recommended; slimllm: as published")
     parser.add_argument("--channel-multiple", type=int, default=1, help="64 for speed on a GPU (default: 1)")
     parser.add_argument("--even-groups", action="store_true", help="as many query heads for every key/value head: vLLM")
     parser.add_argument("--pruned-layers", type=int, help="default: by --keep, in proportion to the paper's")

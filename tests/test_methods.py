@@ -370,6 +370,12 @@ def test_options_and_names(small_model, input_ids):
     assert weak.layers[first].attention_error_after < strong.layers[first].attention_error_after
 
 
+def test_the_recommended_method_says_what_it_is():
+    assert as_method("recommended") == as_method("obs_heads_ridge")
+    changed = {"head_selection": {"name": "obs", "even_groups": True}}
+    assert as_method({"base": "recommended", **changed}) == as_method({"base": "obs_heads_ridge", **changed})
+
+
 def test_registered_parts():
     @register.channel_score("my_own")
     def score(input_norms):

@@ -27,6 +27,7 @@ from slimllm_nb.methods.statistics import STATISTICS
 from slimllm_nb.recipe import Recipe
 
 KINDS = tuple(STATISTICS)
+ALIASES = {"recommended": "obs_heads_ridge"}  # the best far from what was calibrated on
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,7 @@ def make_part(kind: str, name: str, function: Callable, options: Mapping | None 
 
 
 def find_part(kind: str, wanted: str | Callable | Mapping | Part) -> Part:
-    """The part of this kind by its name, a function as it is, or {"name": ..., option: value, ...}. Raises: PartError
-    for an unknown name (lists the known ones)."""
+    """The part by its name, a function as it is, or {"name": ..., option: value}. Raises: PartError if unknown."""
     if isinstance(wanted, Part):
         return wanted
     if callable(wanted):
@@ -176,7 +176,7 @@ def registered_parts(function: Callable) -> list[Part]:
 
 
 def as_method(wanted: MethodLike) -> Method:
-    """A method by its name ("slimllm", "flap"), or by what it changes: {"channel_score": "wanda_sp", "recovery": mine}.
+    """A method by its name ("slimllm", "recommended"), or by what it changes: {"base": "flap", "recovery": mine}.
 
     A mapping may also hold "base" (the method that is changed; default: slimllm), "name" (default: says what is
     changed) and "tuning" (the fields of a Recipe). A part is a name, a function, or {"name": ..., option: value, ...}.
@@ -186,11 +186,12 @@ def as_method(wanted: MethodLike) -> Method:
     if isinstance(wanted, Method):
         return wanted
     if isinstance(wanted, str):
-        wanted = {"base": wanted, "name": wanted}
+        wanted = {"base": wanted}
     if callable(wanted):
         wanted = {part.kind: part for part in registered_parts(wanted)}
     changed = dict(wanted)
     base, name, tuning = changed.pop("base", "slimllm"), changed.pop("name", None), changed.pop("tuning", None)
+    base = ALIASES.get(base, base)
     try:
         recipe = None if tuning is None else Recipe.model_validate(tuning)
     except ValidationError as error:
@@ -208,7 +209,7 @@ def find_method(name: str) -> dict[str, object]:
     """The parts of a named method. Raises: PartError for an unknown one (lists the known ones)."""
     load_built_in()
     if name not in _methods:
-        raise PartError(f"unknown method {name!r}; allowed: {listed(method_names())}, or a mapping of parts")
+        raise PartError(f"unknown method {name!r}; allowed: {listed([*method_names(), *ALIASES])}, or a mapping")
     return _methods[name]
 
 
