@@ -150,6 +150,7 @@ def test_an_interrupted_comparison_goes_on(profile, monkeypatch, tmp_path):
         (["flap"], {"judge_on": ["mine"]}, "mine would be calibrated and judged on"),
         (["flap"], {"judge_on": ["ours"]}, "unknown corpus 'ours'; allowed: news"),
         (["flap"], {"judge_on": ["mine:calibration"]}, "mine would be calibrated and judged on"),
+        (["flap"], {"judge_on": ["wikipedia:foo"]}, "'wikipedia:foo' names no half of wikipedia; allowed"),
         (["flap"], {"num_samples": 0}, "num_samples"),
         (["flap"], {"generated": 13}, "generated is 13; allowed: 0 to 12"),
     ],

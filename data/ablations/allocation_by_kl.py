@@ -168,7 +168,7 @@ def measured(model, setting, samples, others, blocks: dict, exchanges: int, seed
         return ratios * pruning_ratio / ratios.mean()
 
     ours = {"base": "obs_heads_ridge", "allocation": given}
-    row = {"exchanges_kept": len(divergences) - 1, "divergence": [divergences[0], divergences[-1]], "levels": chosen}
+    row = {"exchanges_kept": len(divergences) - 1, "divergence": [divergences[0], divergences[-1]], "ratios": found}
     amount = setting.amount
     for name, method in (("slimllm", "slimllm"), ("by similarity", "obs_heads_ridge"), ("found", ours)):
         pruned, report = pruning.prune(model, samples, **amount, method=method, similarity=similarity, progress=False)

@@ -11,7 +11,7 @@ from slimllm_nb.methods import Method, MethodLike, as_method
 from slimllm_nb.reproduce.differences import BASELINE
 from slimllm_nb.reproduce.profiles import Profile
 from slimllm_nb.settings import Settings
-from slimllm_nb.sources import load_texts
+from slimllm_nb.sources import SPLITS, load_texts
 
 GENERATED = "generated"  # to be judged on: the dense model's own text
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -46,8 +46,11 @@ class Protocol(Settings):
 
 
 def corpus_and_half(name: str) -> tuple[str, str]:
-    """Of what is judged on: "news" is the held-out half of news, "news:calibration" the other one."""
+    """Of what is judged on: "news" is the held-out half of news, "news:calibration" the other one. Raises: ValueError
+    for another half."""
     corpus, _, half = name.partition(":")
+    if half not in ("", *SPLITS):
+        raise ValueError(f"{name!r} names no half of {corpus}; allowed behind the colon: {', '.join(SPLITS)}")
     return corpus, half or "held-out"
 
 
