@@ -112,10 +112,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--revision", help="of a hub id")
     options = parser.parse_args(arguments)
-    if options.file.suffix != ".jsonl" or options.file.exists():
-        raise ValueError(
-            f"{options.file} is to be written; allowed: a name that ends in .jsonl, of no file that is there"
-        )
+    if options.file.suffix != ".jsonl":
+        raise ValueError(f"{options.file} is to be written; allowed: a name that ends in .jsonl")
+    if options.file.exists():
+        raise ValueError(f"{options.file} is there already; allowed: the name of a file that is not")
     model = load_model(options.model, revision=options.revision, device=options.device)
     tokenizer = load_tokenizer(options.model, revision=options.revision)
     samples = generate_samples(model, tokenizer, options.documents, options.length, options.seed)

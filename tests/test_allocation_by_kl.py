@@ -1,23 +1,20 @@
 """data/ablations/allocation_by_kl.py on a small model."""
 
-import importlib.util
 from functools import partial
 
 import pytest
 import torch
 
 from conftest import make_small_model
-from slimllm_nb.files import ROOT
 from slimllm_nb.methods import as_method
 from slimllm_nb.pruning.prune import Layers, walk
 from slimllm_nb.pruning.sublayers import Settings
+from workplace import program
 
 
 @pytest.fixture(scope="module")
 def kl():
-    specification = importlib.util.spec_from_file_location("kl", ROOT / "data" / "ablations" / "allocation_by_kl.py")
-    specification.loader.exec_module(module := importlib.util.module_from_spec(specification))
-    return module
+    return program("data/ablations/allocation_by_kl.py")
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """The assignments: solutions get all points, stubs none, typical mistakes lose just what they should."""
 
 import functools
-import importlib.util
 import json
 import shutil
 import sys
@@ -15,8 +14,8 @@ from slimllm_nb import comparison
 from slimllm_nb import sources as package_sources
 from slimllm_nb.comparison import Comparison, protocol_of
 from slimllm_nb.comparison.kept import kept_ablations
-from slimllm_nb.files import ROOT
 from slimllm_nb.reproduce.profiles import load_profile
+from workplace import program
 
 pytestmark = pytest.mark.slow
 LOADED = {name: functools.cache(getattr(package_sources, name)) for name in ("load_model", "load_tokenizer")}
@@ -25,9 +24,7 @@ LOADED = {name: functools.cache(getattr(package_sources, name)) for name in ("lo
 @pytest.fixture(scope="session")
 def tool(tmp_path_factory):
     """tools/course.py, with otter where this process and its children find it."""
-    specification = importlib.util.spec_from_file_location("course_tool", ROOT / "tools" / "course.py")
-    course = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(course)
+    course = program("tools/course.py")
     folder = tmp_path_factory.mktemp("otter")
     grading.install_otter(folder)
     patch = pytest.MonkeyPatch()

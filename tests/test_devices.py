@@ -158,8 +158,9 @@ def test_perplexity_with_fewer_blocks_at_a_time(input_ids, monkeypatch):
 
 @pytest.mark.slow
 def test_gradients_in_float16_are_those_of_float32():
-    """Less than 0.5 % of the channels with the lowest scores are others; without LOSS_SCALE about 3 %."""
-    samples = calibration.draw_samples(load_texts("news", "calibration"), load_tokenizer(), 2, 32, seed=0)
+    """Less than 0.5 % of the channels with the lowest scores are others: here 0.2 %. Without LOSS_SCALE they are 0.95 %
+    on these four samples, and on two 0.48 %, which would pass."""
+    samples = calibration.draw_samples(load_texts("news", "calibration"), load_tokenizer(), 4, 32, seed=0)
     model, names = load_model(dtype=torch.float16), list(PROJECTIONS["mlp"].values())
     found = []
     for dtype in (torch.float16, torch.float32):

@@ -100,6 +100,5 @@ def test_the_models_own_text_as_a_corpus(tmp_path, capsys):
     drawn = generate_samples(load_model(given[0]), load_tokenizer(given[0]), 3, 24, progress=False)
     assert [text.split() for text in texts] == [text.split() for text in tokenizer.batch_decode(drawn)]
     assert calibration.draw_samples(texts, tokenizer, num_samples=2, length=8).shape == (2, 8)
-    for name in ("own.txt", "own.jsonl"):
-        assert main([given[0], str(tmp_path / name)]) == 2
-        assert f"{name} is to be written; allowed: a name that ends in .jsonl, of no" in capsys.readouterr().err
+    for name, message in (("own.txt", "ends in .jsonl"), ("own.jsonl", "own.jsonl is there already; allowed")):
+        assert main([given[0], str(tmp_path / name)]) == 2 and message in capsys.readouterr().err

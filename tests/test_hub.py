@@ -21,7 +21,7 @@ REFUSED = {
         403,
         "GatedRepo",
         None,
-        "it is gated: accept its licence at https://huggingface.co/owner/gated, then",
+        "it is gated: accept its licence at https://huggingface.co/owner/gated, then log in",
     ),
     "owner/other": (404, "RevisionNotFound", "abc", "it has no revision 'abc': give a commit, tag or branch"),
     "owner/private": (401, "RepoNotFound", None, "there is none, or it is private and no token is set"),

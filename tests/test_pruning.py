@@ -184,7 +184,7 @@ def test_targets_of_the_embedded_model():
     model, tokenizer = load_model(), load_tokenizer()
     samples = draw_samples(load_texts("news", "calibration"), tokenizer, 2, 64)
     similarity = layer_similarities(model, samples, progress=False)
-    for target in (0.9, 0.7, 0.5):
+    for target in (0.9, 0.8, 0.7, 0.6, 0.5):
         settings = {"target_parameters": target, "target_of": "decoder", "pruned_layers": 28, "alpha": 7.0}
         pruned, report = prune(model, samples, **settings, similarity=similarity, progress=False)
         assert report.decoder.share_left == pytest.approx(target, abs=0.0003)

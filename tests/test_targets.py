@@ -1,14 +1,12 @@
 """data/ablations/targets.py on a small model, against the library's ridge regression and numpy's least squares."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
 
 from conftest import make_small_model
-from slimllm_nb.files import ROOT
 from slimllm_nb.pruning import prune
+from workplace import program
 
 AMOUNT = {"pruning_ratio": 0.4, "pruned_layers": 3, "alpha": 2.0, "progress": False}
 IDS = torch.randint(0, 101, (16, 10), generator=torch.Generator().manual_seed(0))
@@ -16,10 +14,7 @@ IDS = torch.randint(0, 101, (16, 10), generator=torch.Generator().manual_seed(0)
 
 @pytest.fixture(scope="module")
 def targets():
-    path = ROOT / "data" / "ablations" / "targets.py"
-    specification = importlib.util.spec_from_file_location("targets", path)
-    specification.loader.exec_module(module := importlib.util.module_from_spec(specification))
-    return module
+    return program("data/ablations/targets.py")
 
 
 def pruned(model, refit=None):
@@ -63,7 +58,7 @@ def test_weighted_ridge_is_least_squares_with_rows_for_the_penalty(targets):
     solved = np.linalg.lstsq(np.r_[rows, ridge], np.r_[np.sqrt(share)[:, None] * y, ridge[:, :5] @ old.T], rcond=None)[
         0
     ]
-    new, bias = targets.weighted_ridge(*map(torch.tensor, (x, y, old, weights)), 0.3)
+    new, bias = targets.weighted_ridge(*map(torch.tensor, (x, y, old, weights)), [0.3])[0]
     np.testing.assert_allclose(new.numpy(), solved[:5].T, rtol=1e-9)
     np.testing.assert_allclose(bias.numpy(), solved[5], rtol=1e-9)
 

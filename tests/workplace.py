@@ -1,11 +1,13 @@
 """A place to try `make reproduce` in: a copy of the repository with short notebooks and claims of their own."""
 
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 
@@ -50,6 +52,14 @@ def save(name: str, metrics: str) -> str:
 def make(*arguments: str, folder: Path = ROOT) -> list[str]:
     """The command, in the environment that runs the tests."""
     return ["make", "-C", str(folder), "-o", "setup", f"ENVIRONMENT={sys.prefix}", *arguments]
+
+
+def program(file: str) -> ModuleType:
+    """A file of the repository that is no module of the package, imported."""
+    specification = importlib.util.spec_from_file_location(Path(file).stem, ROOT / file)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 class Workplace:

@@ -10,6 +10,7 @@ parameters; what was measured goes to targets.json, seed by seed.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from slimllm_nb import calibration, evaluation, pruning, sources
 from slimllm_nb.comparison.judges import judged_blocks
 from slimllm_nb.comparison.plan import load_plan
 from slimllm_nb.files import commit, write_text
-from slimllm_nb.methods.ridge import PENALTIES
+from slimllm_nb.methods.ridge import PENALTIES, Normal
 from slimllm_nb.progress import bar
 from slimllm_nb.pruning.statistics import HOLD_OUT
 from slimllm_nb.reproduce import load_profile
@@ -35,17 +36,17 @@ VARIANTS = {  # share of the way from prefix to dense, of the attention's output
 CLIP = 10.0  # times the mean: no token counts more
 
 
-def weighted_ridge(inputs: Tensor, targets: Tensor, old: Tensor, weights: Tensor, penalty: float) -> tuple:
-    """W (hidden, kept) and b that minimise sum_t w_t |W x_t + b - y_t|^2 / sum(w) + penalty * mean variance of x *
-    |W - old|^2; inputs (tokens, kept), targets (tokens, hidden), float64."""
+def weighted_ridge(
+    inputs: Tensor, targets: Tensor, old: Tensor, weights: Tensor, penalties: Sequence[float]
+) -> list[tuple[Tensor, Tensor]]:
+    """For each penalty the W (hidden, kept) and b that minimise sum_t w_t |W x_t + b - y_t|^2 / sum(w) + penalty * mean
+    variance of x * |W - old|^2; inputs (tokens, kept), targets (tokens, hidden), float64."""
     share = (weights / weights.sum())[:, None]
     means = (share * inputs).sum(0), (share * targets).sum(0)
     x, left = inputs - means[0], targets - means[1] - (inputs - means[0]) @ old.T
-    covariance = x.T @ (share * x)
-    shrink = (penalty * covariance.diagonal().mean()).clamp_min(torch.finfo(x.dtype).tiny)
-    damped = covariance + shrink * torch.eye(len(covariance)).to(x)
-    new = old + torch.cholesky_solve(x.T @ (share * left), torch.linalg.cholesky(damped)).T
-    return new, means[1] - new @ means[0]
+    normal = Normal(x.T @ (share * x), x.T @ (share * left))
+    fitted = [old + normal.change(penalty) for penalty in penalties]
+    return [(new, means[1] - new @ means[0]) for new in fitted]
 
 
 class Refit:
@@ -66,8 +67,7 @@ class Refit:
         return layer.mlp(layer.post_attention_layernorm(hidden))
 
     def __call__(self, inputs, output_weight, kept, layer_index):
-        attention = output_weight.shape[1] == self.layers[layer_index].self_attn.o_proj.in_features
-        wanted = 2 * layer_index + (not attention)
+        wanted = 2 * layer_index + (output_weight is not self.layers[layer_index].self_attn.o_proj.weight)
         while self.at < wanted:  # what is not pruned is the dense model's
             self.own, self.dense = self.own + self.output(self.own), self.dense + self.output(self.dense)
             self.at += 1
@@ -79,12 +79,12 @@ class Refit:
         weights = torch.ones(len(inputs)).to(inputs) if self.weights is None else self.weights[self.at].to(inputs)
         held = (torch.arange(len(self.own)) % HOLD_OUT == HOLD_OUT // 2).repeat_interleave(length)
         x, old = inputs[:, kept], old[:, kept]
-        errors = []
-        for penalty in PENALTIES:
-            new, bias = weighted_ridge(x[~held], targets[~held], old, weights[~held], penalty)
-            errors.append((weights[held] * (x[held] @ new.T + bias - targets[held]).square().sum(1)).sum())
+        errors = [
+            (weights[held] * (x[held] @ new.T + bias - targets[held]).square().sum(1)).sum()
+            for new, bias in weighted_ridge(x[~held], targets[~held], old, weights[~held], PENALTIES)
+        ]
         best = PENALTIES[int(torch.stack(errors).argmin())]
-        new, bias = weighted_ridge(x, targets, old, weights, best)
+        ((new, bias),) = weighted_ridge(x, targets, old, weights, [best])
         self.own = self.own + (x @ new.T + bias).view_as(self.own).to(self.own)
         self.at += 1
         return new, bias, {"penalty": best}
