@@ -31,6 +31,7 @@ SAMPLES = (
     "16 windows and 16 generated",
     "32 generated",
     "32 windows and 32 generated",
+    "128 windows",
     "128 windows and 128 generated",
 )
 # See Kept.beside.
