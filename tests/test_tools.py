@@ -17,7 +17,7 @@ import results
 import zeroshot
 from slimllm_nb import calibration
 from slimllm_nb.comparison import Comparison, Protocol
-from slimllm_nb.comparison.kept import Kept, kept_ablations
+from slimllm_nb.comparison.kept import Kept
 from slimllm_nb.comparison.table import Row
 from slimllm_nb.evaluation.zeroshot import ZeroShotError
 from slimllm_nb.files import ROOT
@@ -153,9 +153,10 @@ def test_a_curve_has_a_point_for_every_setting():
 def test_results_are_written_between_two_comments():
     found = comparison(("slimllm", [10.0, 20.0]), ("half", [5.0, 10.0]), ("unclear", [9.0, 22.0]))
     found.rows += comparison(("worse", [120.0, 240.0])).rows
-    text = f"before\n{results.START}\nold\n{results.END}\nafter"
-    written = results.replaced(text, results.tables(Kept({"methods": found}, {}, {})))
-    assert written == results.replaced(written, results.tables(Kept({"methods": found}, {}, {})))
+    text = f"before\n{results.START.format('methods')}\nold\n{results.END.format('methods')}\nafter"
+    new = {"methods": results.tables(Kept({"methods": found}, {}, {}))}
+    written = results.replaced(text, new)
+    assert written == results.replaced(written, new)
     lines = written.splitlines()
     assert (lines[0], lines[-1]) == ("before", "after") and "old" not in lines
     assert lines[2] == "8 calibration samples of 16 tokens from other documents of news, 2 seeds. Dense: news 5.0."
@@ -166,7 +167,7 @@ def test_results_are_written_between_two_comments():
         "| `worse` | 180.0 ± 84.9, **12 times** | 80.0% | 7 |",
     ]
     with pytest.raises(ValueError, match=r"docs/results\.md must hold"):
-        results.replaced("nothing", "")
+        results.replaced("nothing", {"methods": ""})
 
 
 def test_rows_of_two_groups_side_by_side():
@@ -181,16 +182,7 @@ def test_rows_of_two_groups_side_by_side():
 
 def test_the_page_of_results_shows_what_is_kept():
     text = results.PAGE.read_text(encoding="utf-8")
-    assert text == results.replaced(text, results.tables(kept_ablations())), "docs/results.md is stale: make results"
-    table = results.bench_table(json.loads(results.BENCH.read_text(encoding="utf-8")))
-    shown = results.replaced(text, table, results.BENCH_START, results.BENCH_END)
-    assert text == shown, "docs/results.md is stale: make results"
-    for lines, marks in ((results.EVEN, "EVEN"), (results.OWN, "OWN")):
-        start, end = (getattr(results, f"{marks}_{what}") for what in ("START", "END"))
-        assert text == results.replaced(text, results.beside(kept_ablations(), lines), start, end), "make results"
-    table = results.quantized_table(json.loads(results.QUANTIZED.read_text(encoding="utf-8")))
-    assert text == results.replaced(text, table, results.QUANTIZED_START, results.QUANTIZED_END), "make results"
-    assert text == results.replaced(text, results.gpu_table(), results.GPU_START, results.GPU_END), "make results"
+    assert text == results.replaced(text, results.sections()), "docs/results.md is stale: make results"
 
 
 def test_the_newest_gpu_is_shown(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import sys
 
 from slimllm_nb.comparison import Comparison
 from slimllm_nb.comparison.kept import Kept, kept_ablations
-from slimllm_nb.comparison.table import mean_and_change
+from slimllm_nb.comparison.table import Row, mean_and_change
 from slimllm_nb.export.checkpoint import markdown_table
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.reproduce.differences import percent
@@ -16,47 +16,71 @@ from slimllm_nb.reproduce.differences import percent
 CURVE = ROOT / "docs" / "_static" / "curve.png"
 QUANTIZED = ROOT / "data" / "quantized.json"
 PAGE, BENCH, GPU = ROOT / "docs" / "results.md", ROOT / "data" / "bench.json", ROOT / "data" / "gpu"
-START, END = "<!-- `make results` writes from here -->", "<!-- to here -->"
-BENCH_START, BENCH_END = "<!-- `make results` writes the bench from here -->", "<!-- the bench ends here -->"
-QUANTIZED_START = "<!-- `make results` writes multiples and quantized weights from here -->"
-QUANTIZED_END = "<!-- multiples and quantized weights end here -->"
-GPU_START, GPU_END = "<!-- `make results` writes the GPU from here -->", "<!-- the GPU ends here -->"
+START, END = "<!-- `make results` writes {} from here -->", "<!-- {}: to here -->"
 MANY = 900  # percent; what is more is shown as a factor
 GROUPS = ("methods", "goal")  # those that are shown
-EVEN_START, EVEN_END = "<!-- `make results` writes even groups from here -->", "<!-- even groups end here -->"
-OWN_START, OWN_END = "<!-- `make results` writes generated samples from here -->", "<!-- generated samples end here -->"
-BEST = "OBS heads and ridge"
-SAMPLES = (
-    "32 windows",
-    "16 windows and 16 generated",
-    "32 generated",
-    "32 windows and 32 generated",
-    "128 windows",
-    "128 windows and 128 generated",
-)
+SLIM, BEST = "SlimLLM", "OBS heads and ridge"
 # See Kept.beside.
 EVEN = {
-    "SlimLLM": ("even groups", "slimllm", None),
-    "SlimLLM, even groups": ("even groups", "even groups", "SlimLLM"),
+    SLIM: ("even groups", "slimllm", None),
+    f"{SLIM}, even groups": ("even groups", "even groups", SLIM),
     BEST: ("even groups", BEST, None),
     f"{BEST}, even groups": ("even groups", f"{BEST} in even groups", BEST),
 }
-FIRST = f"SlimLLM, {SAMPLES[0]}"
-OWN = {
-    f"{name}, {group}": (group, method, FIRST)
-    for name, method in (("SlimLLM", "slimllm"), (BEST, BEST))
-    for group in SAMPLES
-}
 
 
-def replaced(text: str, content: str, start: str = START, end: str = END) -> str:
-    """The page with other content between two comments. Raises: ValueError where these are not there, once each, in
-    this order."""
-    before, found, rest = text.partition(start)
-    _, ended, after = rest.partition(end)
-    if not found or not ended or start in after or end in after:
-        raise ValueError(f"docs/results.md must hold {start} and {end} once each")
-    return f"{before}{start}\n{content}\n{end}{after}"
+def own(kept: Kept) -> dict[str, tuple[str, str, str]]:
+    """Every draw of samples that the debates judge, for SlimLLM and the best, beside SlimLLM with the first draw."""
+    draws = [name for name, group in kept.groups.items() if "debates" in group.protocol.judge_on]
+    methods = {SLIM: "slimllm", BEST: BEST}
+    return {f"{name}, {draw}": (draw, methods[name], f"{SLIM}, {draws[0]}") for name in methods for draw in draws}
+
+
+def sections() -> dict[str, str]:
+    """What is written, by the name in the comments around it."""
+    kept, sizes = kept_ablations(), kept_ablations("embedded-curve")
+    return {
+        "methods": tables(kept),
+        "accuracies": accuracies(sizes.groups["accuracy"]),
+        "even groups": beside(kept, EVEN),
+        "generated samples": beside(kept, own(kept)),
+        "the bench": bench_table(json.loads(BENCH.read_text(encoding="utf-8"))),
+        "multiples and quantized weights": quantized_table(json.loads(QUANTIZED.read_text(encoding="utf-8"))),
+        "the GPU": gpu_table(),
+    }
+
+
+def replaced(text: str, contents: dict[str, str]) -> str:
+    """The page with other contents between two comments each. Raises: ValueError where these are not there, once each,
+    in this order."""
+    for name, content in contents.items():
+        start, end = START.format(name), END.format(name)
+        before, found, rest = text.partition(start)
+        _, ended, after = rest.partition(end)
+        if not found or not ended or start in after or end in after:
+            raise ValueError(f"docs/results.md must hold {start} and {end} once each")
+        text = f"{before}{start}\n{content}\n{end}{after}"
+    return text
+
+
+def accuracies(found: Comparison) -> str:
+    """Zero-shot accuracy in percent, mean over tasks and seeds; its change against SlimLLM, seed by seed."""
+    values, rows = {}, [{"decoder left": "100 %", SLIM: f"{_mean(found.dense):.1f}"}]
+    for row in found.rows:
+        values.setdefault(row.setting, {}).setdefault(row.method, []).append(_mean(row))
+    for setting, methods in values.items():
+        line = {"decoder left": f"{100 - float(setting):g} %"}
+        for method, of_seeds in methods.items():
+            slim = methods[found.reference]
+            pairs = [] if method == found.reference else zip(of_seeds, slim, strict=True)
+            name = SLIM if method == found.reference else f"`{method}`" if " " not in method else method
+            line[name] = mean_and_change(of_seeds, [one / other for one, other in pairs])
+        rows.append(line)
+    return markdown_table([dict.fromkeys(rows[-1], "") | row for row in rows])
+
+
+def _mean(row: Row) -> float:
+    return 100 * sum(row.accuracy.values()) / len(row.accuracy)
 
 
 def tables(kept: Kept) -> str:
@@ -196,24 +220,8 @@ def beside(kept: Kept, lines: dict[str, tuple[str, str, str | None]]) -> str:
 
 
 def main() -> int:
-    kept = kept_ablations()
-    if kept is None:
-        print("Nothing is kept: make ablations, then make reference", file=sys.stderr)
-        return 1
-    text = replaced(PAGE.read_text(encoding="utf-8"), tables(kept))
-    text = replaced(text, beside(kept, EVEN), EVEN_START, EVEN_END)
-    text = replaced(text, beside(kept, OWN), OWN_START, OWN_END)
-    if BENCH.is_file():
-        bench = json.loads(BENCH.read_text(encoding="utf-8"))
-        text = replaced(text, bench_table(bench), BENCH_START, BENCH_END)
-    if QUANTIZED.is_file():
-        found = json.loads(QUANTIZED.read_text(encoding="utf-8"))
-        text = replaced(text, quantized_table(found), QUANTIZED_START, QUANTIZED_END)
-    text = replaced(text, gpu_table(), GPU_START, GPU_END)
-    write_text(PAGE, text)
-    if curve := kept_ablations("embedded-curve"):
-        CURVE.write_bytes(curve.groups["curve"].curve().png())
-    print(f"{PAGE.name}: tables of {', '.join(name for name in GROUPS if name in kept.groups)}, bench, GPU")
+    write_text(PAGE, replaced(PAGE.read_text(encoding="utf-8"), sections()))
+    CURVE.write_bytes(kept_ablations("embedded-curve").groups["curve"].curve().png())
     return 0
 
 
