@@ -150,6 +150,15 @@ def test_a_curve_has_a_point_for_every_setting():
     assert [line.get_ydata()[0] for line in axes.lines[1::3]] == pytest.approx([0.4, 0.3])
 
 
+def test_accuracies_in_percent_beside_slimllms():
+    found = comparison(("slimllm", [10.0, 20.0]), ("other one", [5.0, 5.0]))
+    for row, value in zip([found.dense, *found.rows], (0.8, 0.5, 0.4, 0.6, 0.5), strict=True):
+        row.accuracy = {"a": value - 0.1, "b": value + 0.1}
+    head, _, dense, pruned = results.accuracies(found).splitlines()
+    assert (head, dense) == ("| decoder left | SlimLLM | other one |", "| 100 % | 80.0 |  |")
+    assert pruned.startswith("| 80 % | 45.0 | 55.0, +22.5 % [")  # the root of 1.2 * 1.25
+
+
 def test_results_are_written_between_two_comments():
     found = comparison(("slimllm", [10.0, 20.0]), ("half", [5.0, 10.0]), ("unclear", [9.0, 22.0]))
     found.rows += comparison(("worse", [120.0, 240.0])).rows
