@@ -8,7 +8,7 @@ import sys
 
 from slimllm_nb.comparison import Comparison
 from slimllm_nb.comparison.kept import Kept, kept_ablations
-from slimllm_nb.comparison.table import Row, mean_and_change
+from slimllm_nb.comparison.table import mean_and_change
 from slimllm_nb.export.checkpoint import markdown_table
 from slimllm_nb.files import ROOT, write_text
 from slimllm_nb.reproduce.differences import percent
@@ -65,22 +65,24 @@ def replaced(text: str, contents: dict[str, str]) -> str:
 
 def accuracies(found: Comparison) -> str:
     """Zero-shot accuracy in percent, mean over tasks and seeds; its change against SlimLLM, seed by seed."""
-    values, rows = {}, [{"decoder left": "100 %", SLIM: f"{_mean(found.dense):.1f}"}]
+    values, rows = {}, [{"decoder left": "100 %", SLIM: f"{100 * found.dense.average:.1f}"}]
     for row in found.rows:
-        values.setdefault(row.setting, {}).setdefault(row.method, []).append(_mean(row))
+        values.setdefault(row.setting, {}).setdefault(row.method, []).append(100 * row.average)
     for setting, methods in values.items():
         line = {"decoder left": f"{100 - float(setting):g} %"}
         for method, of_seeds in methods.items():
             slim = methods[found.reference]
             pairs = [] if method == found.reference else zip(of_seeds, slim, strict=True)
-            name = SLIM if method == found.reference else f"`{method}`" if " " not in method else method
-            line[name] = mean_and_change(of_seeds, [one / other for one, other in pairs])
+            line[SLIM if method == found.reference else _named(method)] = mean_and_change(
+                of_seeds, [one / other for one, other in pairs]
+            )
         rows.append(line)
     return markdown_table([dict.fromkeys(rows[-1], "") | row for row in rows])
 
 
-def _mean(row: Row) -> float:
-    return 100 * sum(row.accuracy.values()) / len(row.accuracy)
+def _named(method: str) -> str:
+    """As code where it is a name that as_method knows."""
+    return method if " " in method else f"`{method}`"
 
 
 def tables(kept: Kept) -> str:
@@ -197,7 +199,7 @@ def table(found: Comparison, setting: str) -> str:
     """A line for every method: perplexity on every corpus with its change against SlimLLM, what is left, seconds."""
     changes, rows = found.differences(), []
     for method, line in found.table().loc[setting].iterrows():
-        row = {f"{setting} % setting": f"`{method}`" if " " not in method else method}
+        row = {f"{setting} % setting": _named(method)}
         for corpus, shown in zip(found.protocol.judge_on, line, strict=False):
             row[corpus] = shown
             if method != found.reference:

@@ -9,7 +9,6 @@ beside SlimLLM's ratios, at equal parameters; what was measured goes to allocati
 
 import argparse
 import copy
-import json
 import random
 import sys
 from functools import partial
@@ -18,11 +17,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from slimllm_nb import evaluation, pruning, sources
+from slimllm_nb import sources
 from slimllm_nb.calibration import embed, layer_context, windows
 from slimllm_nb.comparison import protocol_of
 from slimllm_nb.comparison.judges import judged_blocks
-from slimllm_nb.files import commit, write_text
 from slimllm_nb.generated import generate_samples
 from slimllm_nb.llama import layer_widths
 from slimllm_nb.methods import as_method
@@ -33,6 +31,7 @@ from slimllm_nb.pruning.prune import Layers, layer_similarities, walk
 from slimllm_nb.pruning.statistics import gather
 from slimllm_nb.pruning.sublayers import Attention, Mlp, Settings
 from slimllm_nb.reproduce import load_profile
+from trial import measure_seeds, side_by_side
 
 METHOD = {"base": "obs_heads_ridge", "recovery": {"name": "ridge_fixed", "penalty": 0.03}}
 EIGHTHS, WINDOWS = 8, 10
@@ -169,13 +168,8 @@ def measured(model, setting, samples, others, blocks: dict, exchanges: int, seed
 
     ours = {"base": "obs_heads_ridge", "allocation": given}
     row = {"exchanges_kept": len(divergences) - 1, "divergence": [divergences[0], divergences[-1]], "ratios": found}
-    amount = setting.amount
-    for name, method in (("slimllm", "slimllm"), ("by similarity", "obs_heads_ridge"), ("found", ours)):
-        pruned, report = pruning.prune(model, samples, **amount, method=method, similarity=similarity, progress=False)
-        amount = {"target_parameters": report.decoder.share_left, "target_of": "decoder", **setting.spread}
-        row[name] = {at: evaluation.perplexity(pruned, some, progress=False) for at, some in blocks.items()}
-        row[name]["decoder_share"] = report.decoder.share_left
-    return row
+    methods = [("slimllm", "slimllm"), ("by similarity", "obs_heads_ridge"), ("found", ours)]
+    return row | side_by_side(model, setting, samples, similarity, methods, blocks)
 
 
 def main() -> int:
@@ -189,18 +183,15 @@ def main() -> int:
     protocol, setting = protocol_of(profile, judge_on=JUDGES), profile.settings[options.setting]
     model, tokenizer = sources.load_model(), sources.load_tokenizer()
     texts, blocks = protocol.calibration_texts(), judged_blocks(protocol, {}, tokenizer)
-    rows = json.loads(FOUND.read_text(encoding="utf-8"))["rows"] if FOUND.is_file() else []
-    for seed in range(options.seeds):
-        asked = {"setting": options.setting, "seed": seed, "searched_on": options.searched_on}
-        if any(all(row[name] == value for name, value in asked.items()) for row in rows):
-            continue
+
+    def of_seed(seed: int) -> dict:
         both = windows(texts, tokenizer, protocol.num_samples + WINDOWS, protocol.length, seed)
         samples, others = both[: protocol.num_samples], both[protocol.num_samples :]
         if options.searched_on == "generated":
             others = generate_samples(model, tokenizer, WINDOWS, protocol.length, seed=10_000 + seed)
-        rows.append(asked | measured(model, setting, samples, others, blocks, options.exchanges, seed))
-        print(json.dumps(rows[-1]), flush=True)
-        write_text(FOUND, json.dumps({"commit": commit(), "rows": rows}, indent=1) + "\n")
+        return measured(model, setting, samples, others, blocks, options.exchanges, seed)
+
+    measure_seeds(FOUND, options.seeds, options.setting, of_seed, searched_on=options.searched_on)
     return 0
 
 

@@ -8,22 +8,21 @@ parameters; what was measured goes to targets.json, seed by seed.
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from slimllm_nb import calibration, evaluation, pruning, sources
+from slimllm_nb import calibration, pruning, sources
 from slimllm_nb.comparison.judges import judged_blocks
 from slimllm_nb.comparison.plan import load_plan
-from slimllm_nb.files import commit, write_text
+from slimllm_nb.methods import MethodLike
 from slimllm_nb.methods.ridge import PENALTIES, Normal
-from slimllm_nb.progress import bar
 from slimllm_nb.pruning.statistics import HOLD_OUT
 from slimllm_nb.reproduce import load_profile
+from trial import measure_seeds, side_by_side
 
 FOUND = Path(__file__).with_suffix(".json")
 VARIANTS = {  # share of the way from prefix to dense, of the attention's outputs and of the MLP's; token weights
@@ -117,19 +116,16 @@ def token_weights(model, samples: Tensor, batch_size: int = 8) -> dict[int, Tens
 @torch.no_grad()
 def measured(model, setting, samples: Tensor, blocks: dict) -> dict:
     """Perplexities of SlimLLM and of every variant, with as many parameters."""
-    similarity, amount, row = pruning.layer_similarities(model, samples, progress=False), setting.amount, {}
-    for name, variant in {"slimllm": None, **VARIANTS}.items():
-        method = "slimllm"
-        if variant:
-            *shares, weighted = variant
+
+    def methods() -> Iterator[tuple[str, MethodLike]]:
+        yield "slimllm", "slimllm"
+        for name, (*shares, weighted) in VARIANTS.items():
             refit = Refit(model, samples, shares, token_weights(model, samples) if weighted else None)
             # prune() reads a part's needs off its parameters
-            method = {"base": "obs_heads_ridge", "recovery": refit.__call__}
-        pruned, report = pruning.prune(model, samples, **amount, method=method, similarity=similarity, progress=False)
-        amount = {"target_parameters": report.decoder.share_left, "target_of": "decoder", **setting.spread}
-        row[name] = {at: evaluation.perplexity(pruned, some, progress=False) for at, some in blocks.items()}
-        row[name]["decoder_share"] = report.decoder.share_left
-    return row
+            yield name, {"base": "obs_heads_ridge", "recovery": refit.__call__}
+
+    similarity = pruning.layer_similarities(model, samples, progress=False)
+    return side_by_side(model, setting, samples, similarity, methods(), blocks)
 
 
 def main() -> int:
@@ -141,14 +137,12 @@ def main() -> int:
     protocol, setting = load_plan()["variants"].protocol(profile), profile.settings[options.setting]
     model, tokenizer = sources.load_model().requires_grad_(False), sources.load_tokenizer()
     texts, blocks = protocol.calibration_texts(), judged_blocks(protocol, {}, tokenizer, lambda: model)
-    rows = json.loads(FOUND.read_text(encoding="utf-8"))["rows"] if FOUND.is_file() else []
-    for seed in bar(range(options.seeds), desc="seeds"):
-        if any((row["setting"], row["seed"]) == (options.setting, seed) for row in rows):
-            continue
+
+    def of_seed(seed: int) -> dict:
         samples = calibration.windows(texts, tokenizer, protocol.num_samples, protocol.length, seed)
-        rows.append({"setting": options.setting, "seed": seed} | measured(model, setting, samples, blocks))
-        print(json.dumps(rows[-1]), flush=True)
-        write_text(FOUND, json.dumps({"commit": commit(), "rows": rows}, indent=1) + "\n")
+        return measured(model, setting, samples, blocks)
+
+    measure_seeds(FOUND, options.seeds, options.setting, of_seed)
     return 0
 
 

@@ -36,6 +36,11 @@ class Row(BaseModel):
     date: str | None = None
     machine: str | None = None
 
+    @property
+    def average(self) -> float:
+        """Accuracy, mean over tasks."""
+        return np.mean(list(self.accuracy.values()))
+
 
 @dataclass
 class Comparison:
@@ -156,7 +161,7 @@ class Comparison:
 
         def value(row: Row) -> float:
             if accuracy:
-                return np.mean(list(row.accuracy.values()))
+                return row.average
             return np.mean([np.log(one / self.dense.perplexity[corpus]) for corpus, one in row.perplexity.items()])
 
         rows = pd.DataFrame(
