@@ -22,10 +22,10 @@ def draw_samples(
     A document counts only if it has at least `length` tokens. Paper section 5.1 (32 x 128) and the authors' code.
     Raises: ValueError when too few documents are long enough; it names how many there are.
     """
-    generator, tokenized = random.Random(seed), _tokenized(texts, tokenizer, num_samples, length)
-    long_enough = [ids for ids in tokenized if len(ids) >= length]
+    generator, documents = random.Random(seed), tokenized(texts, tokenizer, num_samples, length)
+    long_enough = [ids for ids in documents if len(ids) >= length]
     if len(long_enough) < num_samples:
-        longest = max(map(len, tokenized), default=0)
+        longest = max(map(len, documents), default=0)
         raise ValueError(
             f"{num_samples} samples of {length} tokens were asked for, but only {len(long_enough)} of {len(texts)} "
             f"texts have that many tokens (the longest has {longest}): give longer or more texts, or a smaller length"
@@ -34,24 +34,8 @@ def draw_samples(
     return torch.tensor([ids[start : start + length] for ids, start in starts])
 
 
-def windows(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, num_samples: int, length: int = 128, seed: int = 42
-) -> Int[Tensor, "samples length"]:
-    """`num_samples` windows that do not overlap, drawn from all documents cut into windows: larger calibration sets.
-
-    Raises: ValueError when the texts do not hold that many windows; it names how many there are.
-    """
-    documents = _tokenized(texts, tokenizer, num_samples, length)
-    pieces = [ids[i : i + length] for ids in documents for i in range(0, len(ids) - length + 1, length)]
-    if len(pieces) < num_samples:
-        raise ValueError(
-            f"{num_samples} samples of {length} tokens were asked for, but the {len(texts)} texts hold "
-            f"{len(pieces)} windows of that length: give more texts, fewer samples or a smaller length"
-        )
-    return torch.tensor(random.Random(seed).sample(pieces, num_samples))
-
-
-def _tokenized(texts, tokenizer, num_samples: int, length: int) -> list[list[int]]:
+def tokenized(texts, tokenizer, num_samples: int, length: int) -> list[list[int]]:
+    """The texts' token ids. Raises: ValueError for numbers out of range, and texts that are none."""
     texts = require_texts(texts)
     if num_samples < 1 or length < 2:
         raise ValueError(f"num_samples is {num_samples} and length {length}; allowed: at least 1 and at least 2")
@@ -100,7 +84,5 @@ def mlp_activations(
 ) -> Float[Tensor, "tokens intermediate"]:
     """The input of `down_proj`: A of paper section 4.2, or some of its columns alone."""
     gated = _without(layer.mlp, "down_proj")
-    if channels is None:
-        return gated(inputs)
-    rows = {name: parameter[channels] for name, parameter in gated.named_parameters()}
+    rows = {name: one if channels is None else one[channels] for name, one in gated.named_parameters()}
     return functional_call(gated, rows, (inputs,))

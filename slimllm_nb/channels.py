@@ -47,8 +47,8 @@ def gate_and_up_terms(
     up_weight: Float[Tensor, "intermediate hidden"],
 ) -> Float[Tensor, "intermediate"]:
     """The last two terms of paper eq. 8: norms of the rows of W_gate and W_up, weighted by their inputs' norms."""
-    gate, up = _at_least_float32(gate_weight), _at_least_float32(up_weight)
-    return sum((weight * mlp_input_norms.to(weight)).norm(dim=1).double() for weight in (gate, up))
+    weights = map(_at_least_float32, (gate_weight, up_weight))
+    return sum((weight * mlp_input_norms.to(weight)).norm(dim=1).double() for weight in weights)
 
 
 def direction_importance(

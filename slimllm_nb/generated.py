@@ -1,4 +1,4 @@
-"""Calibration samples that the model writes itself, where there are no texts, or beside them.
+"""More calibration samples than documents are long enough for, and samples that the model writes itself.
 
 Shin et al. (arXiv 2406.15524) and Williams et al. (arXiv 2410.17170) prune with such samples. As a corpus for a
 profile's `texts`, alone or beside others: python -m slimllm_nb.generated MODEL FILE.jsonl
@@ -6,6 +6,7 @@ profile's `texts`, alone or beside others: python -m slimllm_nb.generated MODEL 
 
 import argparse
 import json
+import random
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,13 +17,30 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from slimllm_nb.calibration import windows
+from slimllm_nb.calibration import tokenized
 from slimllm_nb.checks import evaluation_mode
 from slimllm_nb.command import command
 from slimllm_nb.files import replacing, write_text
 from slimllm_nb.progress import bar
 
 FIRST_DROPPED = 32  # tokens: what stands behind nothing is unlike what stands in a text
+
+
+def windows(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, num_samples: int, length: int = 128, seed: int = 42
+) -> Int[Tensor, "samples length"]:
+    """`num_samples` windows that do not overlap, drawn from all documents cut into windows: larger calibration sets.
+
+    Raises: ValueError when the texts do not hold that many windows; it names how many there are.
+    """
+    documents = tokenized(texts, tokenizer, num_samples, length)
+    pieces = [ids[i : i + length] for ids in documents for i in range(0, len(ids) - length + 1, length)]
+    if len(pieces) < num_samples:
+        raise ValueError(
+            f"{num_samples} samples of {length} tokens were asked for, but the {len(texts)} texts hold "
+            f"{len(pieces)} windows of that length: give more texts, fewer samples or a smaller length"
+        )
+    return torch.tensor(random.Random(seed).sample(pieces, num_samples))
 
 
 @torch.no_grad()
@@ -79,7 +97,7 @@ def real_and_generated(
     keep: Path | None = None,
     progress: bool = True,
 ) -> Int[Tensor, "samples length"]:
-    """calibration.windows, and behind them `generated` samples of the model's own text, `num_samples` in all.
+    """windows(), and behind them `generated` samples of the model's own text, `num_samples` in all.
 
     model: gives it, where it is needed. keep: a file of the generated ones, written or read.
     Raises: ValueError as these two, and unless 0 <= generated <= num_samples.

@@ -49,10 +49,3 @@ def head_columns(heads: Int[Tensor, "kept"] | Iterable[int], head_dim: int) -> I
     """Positions of these heads' values in the (heads * head_dim) axis."""
     heads = heads if isinstance(heads, Tensor) else torch.tensor(list(heads))
     return (heads[:, None] * head_dim + torch.arange(head_dim, device=heads.device)).flatten()
-
-
-def other_columns(columns: Int[Tensor, "some"], width: int) -> Int[Tensor, "others"]:
-    """Those of `width` columns that are not among these, sorted."""
-    others = torch.ones(width, dtype=torch.bool, device=columns.device)
-    others[columns] = False
-    return others.nonzero().flatten()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-CHECKED = "heads channels regression ratios calibration llama pruning evaluation.perplexity"
+CHECKED = "covariance heads channels regression ratios calibration llama pruning evaluation.perplexity"
 # Not modeling: transformers builds its configs from keyword arguments that a dataclass check does not know.
 install_import_hook([f"slimllm_nb.{name}" for name in CHECKED.split()], "shape_checker.check")
 

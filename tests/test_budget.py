@@ -4,16 +4,15 @@ import pytest
 import torch
 
 from conftest import make_small_model
-from slimllm_nb import ratios
 from slimllm_nb.llama import Widths, layer_widths
+from slimllm_nb.methods import as_method
+from slimllm_nb.methods.checked import checked_allocation
 from slimllm_nb.pruning import prune
 from slimllm_nb.pruning.budget import (
     PruningTarget,
     aligned,
     channels_for,
     check_met,
-    expand_ratios,
-    plan_target,
     removed_counts,
     unit_parameters,
 )
@@ -56,9 +55,9 @@ def test_kept_channels_are_a_multiple_and_the_target_is_met(amount, generator):
 
 
 def test_one_ratio_a_layer_is_that_of_heads_and_channels():
-    assert expand_ratios(torch.tensor([0.1, 0.3])).tolist() == torch.tensor([[0.1, 0.1], [0.3, 0.3]]).tolist()
-    apart = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
-    assert torch.equal(expand_ratios(apart), apart)
+    one, apart = torch.tensor([0.1, 0.3]), torch.tensor([[0.1, 0.2], [0.3, 0.4]])
+    assert torch.equal(checked_allocation("mine", one, 2), torch.stack([one, one], 1).double())
+    assert torch.equal(checked_allocation("mine", apart, 2), apart.double())
 
 
 @pytest.mark.parametrize("biases", [False, True])
@@ -96,17 +95,18 @@ def test_no_other_number_of_channels_comes_nearer(shift, removal):
 @pytest.mark.parametrize("shift", [True, False])
 def test_a_plan_removes_what_the_target_asks(part, shift):
     model = make_small_model(4, intermediate_size=1000, num_hidden_layers=6)
-    similarity = torch.linspace(0.7, 0.9, 6)
+    known = {"similarity": torch.linspace(0.7, 0.9, 6)}
+    method = as_method({"recovery": "regression" if shift else "none"})
     whole = model if part == "model" else model.model.layers
     total = sum(p.numel() for p in whole.parameters())
     before = None
     for target in (0.9, 0.75, 0.6):
-        plan = plan_target(lambda r: ratios.allocate(similarity, r, 5, 2.0), model, target, part, shift)
+        plan = PruningTarget(None, target, part, 5, 2.0).plan(method, model, known)
         assert plan.removals.sum() == pytest.approx((1 - target) * total, rel=1e-6)
         assert plan.removals[0] == 0 < min(plan.removals[1:])
         assert before is None or plan.pruning_ratio > before
         before = plan.pruning_ratio
-    assert plan_target(lambda r: ratios.allocate(similarity, r, 5, 2.0), model, 1.0, part, shift).pruning_ratio == 0
+    assert PruningTarget(None, 1.0, part, 5, 2.0).plan(method, model, known).pruning_ratio == 0
 
 
 @pytest.mark.parametrize(
@@ -124,9 +124,8 @@ def test_targets_that_are_none_are_refused(part, target, message):
 
 def test_targets_out_of_reach_are_refused():
     with pytest.raises(ValueError, match=r"target_parameters is 0.1 of the decoder, but at least 0\.5\d+ of it stay"):
-        plan_target(
-            lambda r: ratios.allocate(torch.ones(4), r, 2, 0.0), make_small_model(8), 0.1, "decoder", shift=True
-        )
+        out_of_reach = PruningTarget(None, 0.1, "decoder", 2, 0.0)
+        out_of_reach.plan(as_method("slimllm"), make_small_model(8), {"similarity": torch.ones(4)})
     with pytest.raises(ValueError, match=r"0\.7 of the model, but 0\.7040 are left, which is not within 0\.003"):
         check_met(PruningTarget(None, 0.7, "model", 3, 1.0), {"model": 0.704})
     check_met(PruningTarget(None, 0.7, "model", 3, 1.0), {"model": 0.7029})

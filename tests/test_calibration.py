@@ -8,7 +8,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from slimllm_nb import calibration
-from slimllm_nb.calibration import draw_samples, windows
+from slimllm_nb.calibration import draw_samples
+from slimllm_nb.generated import windows
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import torch
 
 from conftest import make_small_model
 from slimllm_nb import comparison, fingerprint, sources
-from slimllm_nb.calibration import windows
 from slimllm_nb.comparison import Comparison, Protocol, compare, judges
 from slimllm_nb.comparison.__main__ import main, method_of
 from slimllm_nb.comparison.compare import Bench
@@ -20,7 +19,7 @@ from slimllm_nb.comparison.protocol import protocol_of
 from slimllm_nb.comparison.table import Row
 from slimllm_nb.evaluation import perplexity, token_blocks
 from slimllm_nb.fingerprint import digest
-from slimllm_nb.generated import generate_samples
+from slimllm_nb.generated import generate_samples, windows
 from slimllm_nb.methods import as_method, register
 from slimllm_nb.methods.ridge import ridge_fixed
 from slimllm_nb.pruning import prune

@@ -10,7 +10,7 @@ from conftest import make_small_model
 from hub_folder import make_tokenizer
 from slimllm_nb import calibration
 from slimllm_nb.corpora import TextSource
-from slimllm_nb.generated import document_separator, generate_samples, main, real_and_generated
+from slimllm_nb.generated import document_separator, generate_samples, main, real_and_generated, windows
 from slimllm_nb.sources import load_model, load_texts, load_tokenizer
 
 SIZES = {"num_samples": 5, "length": 6, "batch_size": 2, "progress": False}
@@ -74,7 +74,7 @@ def test_real_samples_come_first_and_generated_ones_are_kept(tmp_path):
 
     keep = tmp_path / "kept.safetensors"
     found = real_and_generated(texts, tokenizer, given, 6, 2, 8, 0, keep, progress=False)
-    assert torch.equal(found[:4], calibration.windows(texts, tokenizer, 4, 8, 0))
+    assert torch.equal(found[:4], windows(texts, tokenizer, 4, 8, 0))
     assert torch.equal(found[4:], generate_samples(model, tokenizer, 2, 8, 0, progress=False))
     assert torch.equal(found, real_and_generated(texts, tokenizer, given, 6, 2, 8, 0, keep)) and len(asked) == 1
     assert real_and_generated([], tokenizer, given, 2, 2, 8, 0, progress=False).shape == (2, 8)  # without any text

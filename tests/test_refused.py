@@ -15,7 +15,7 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerF
 import export
 import zeroshot as zeroshot_tool
 from conftest import make_small_model
-from slimllm_nb import calibration
+from slimllm_nb import calibration, generated
 from slimllm_nb.comparison import __main__ as comparison
 from slimllm_nb.disk import prune_checkpoint
 from slimllm_nb.evaluation import perplexity, token_blocks
@@ -208,7 +208,7 @@ def test_what_is_pruned_can_be_trained(ids):
 
 INPUTS = {
     "one string": (lambda t, m, x: token_blocks("one string", t), "texts is one string; allowed: a list of strings"),
-    "numbers": (lambda t, m, x: calibration.windows([1, 2], t, 2), "a list of other things than strings"),
+    "numbers": (lambda t, m, x: generated.windows([1, 2], t, 2), "a list of other things than strings"),
     "a string to draw from": (lambda t, m, x: calibration.draw_samples("w1 w2", t, 2), "texts is one string"),
     "a batch": (
         lambda t, m, x: prune(m, t(["w1 w2"], return_tensors="pt"), **SETTINGS),

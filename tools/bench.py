@@ -35,6 +35,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from results import BENCH
 from slimllm_nb import calibration
 from slimllm_nb.files import ROOT, write_text
+from slimllm_nb.generated import windows
 from slimllm_nb.methods import as_method
 from slimllm_nb.pruning import prune, sublayers
 from slimllm_nb.pruning.budget import Plan
@@ -71,7 +72,7 @@ def embedded_case(num_samples: int) -> tuple[LlamaForCausalLM, torch.Tensor]:
     profile = load_profile("embedded")
     model, tokenizer = load_model(profile.model), load_tokenizer(profile.model)
     texts = load_texts("news", "calibration") + load_texts("wikipedia", "calibration")
-    return model, calibration.windows(texts, tokenizer, num_samples, LENGTH, seed=0)
+    return model, windows(texts, tokenizer, num_samples, LENGTH, seed=0)
 
 
 # prune: what one forward pass through the decoder takes is the unit.

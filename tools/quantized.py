@@ -17,10 +17,11 @@ from torch import nn
 from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup, quantize_
 
 from results import QUANTIZED
-from slimllm_nb import calibration, evaluation, pruning
+from slimllm_nb import evaluation, pruning
 from slimllm_nb.comparison import protocol_of
 from slimllm_nb.comparison.judges import judged_blocks
 from slimllm_nb.files import commit, write_text
+from slimllm_nb.generated import windows
 from slimllm_nb.reproduce import load_profile
 from slimllm_nb.sources import load_model, load_tokenizer
 
@@ -59,7 +60,7 @@ def main() -> int:
     texts, blocks = protocol.calibration_texts(), judged_blocks(protocol, {}, tokenizer)
     dense = perplexities(model, blocks, quantized=True)
     for seed in range(SEEDS):
-        samples = calibration.windows(texts, tokenizer, protocol.num_samples, protocol.length, seed)
+        samples = windows(texts, tokenizer, protocol.num_samples, protocol.length, seed)
         for key, setting in profile.settings.items():
             amount = dict(setting.amount)
             for multiple in MULTIPLES:

@@ -18,17 +18,16 @@ import torch
 from torch import nn
 
 from slimllm_nb import sources
-from slimllm_nb.calibration import embed, layer_context, windows
+from slimllm_nb.calibration import embed, layer_context
 from slimllm_nb.comparison import protocol_of
 from slimllm_nb.comparison.judges import judged_blocks
-from slimllm_nb.generated import generate_samples
+from slimllm_nb.generated import generate_samples, windows
 from slimllm_nb.llama import layer_widths
 from slimllm_nb.methods import as_method
 from slimllm_nb.progress import bar
 from slimllm_nb.pruning.budget import PruningTarget, removed_counts
-from slimllm_nb.pruning.layer import _move_on, _recover, _scores
+from slimllm_nb.pruning.layer import _move_on, _recover, statistics_for
 from slimllm_nb.pruning.prune import Layers, layer_similarities, walk
-from slimllm_nb.pruning.statistics import gather
 from slimllm_nb.pruning.sublayers import Attention, Mlp, Settings
 from slimllm_nb.reproduce import load_profile
 from trial import measure_seeds, side_by_side
@@ -56,10 +55,8 @@ def level_step(settings: Settings, layer, batches, context, index: int):
             sublayer = Attention(layer, batches, index, settings, context)
         else:  # on what the attention left
             sublayer = Mlp(layer, batches, index, settings)
-        *score, selection, recovery = parts
-        statistics = gather(sublayer, {name for part in parts for name in part.needs})
-        if score:
-            statistics["scores"] = _scores(sublayer, statistics, *score)
+        *_, selection, recovery = parts
+        statistics = statistics_for(sublayer, parts)
         for level, number in enumerate(counts(kind, layer_widths(layer))):
             weight, bias = sublayer.weight.clone(), sublayer.weight.new_zeros(len(sublayer.weight))
             if number:
@@ -67,7 +64,7 @@ def level_step(settings: Settings, layer, batches, context, index: int):
                 new, bias, _ = _recover(sublayer, statistics, columns, recovery)
                 weight = torch.zeros_like(weight).index_copy_(1, columns, new)
             found |= {f"{kind}.{level}.weight": weight, f"{kind}.{level}.bias": bias}
-        _move_on(sublayer, None, sublayer.weight, sublayer.projection.bias)
+        _move_on(sublayer, sublayer.weight, sublayer.projection.bias)
     return None, found
 
 

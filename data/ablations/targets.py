@@ -18,6 +18,7 @@ from torch import Tensor
 from slimllm_nb import calibration, pruning, sources
 from slimllm_nb.comparison.judges import judged_blocks
 from slimllm_nb.comparison.plan import load_plan
+from slimllm_nb.generated import windows
 from slimllm_nb.methods import MethodLike
 from slimllm_nb.methods.ridge import PENALTIES, Normal
 from slimllm_nb.pruning.statistics import HOLD_OUT
@@ -139,7 +140,7 @@ def main() -> int:
     texts, blocks = protocol.calibration_texts(), judged_blocks(protocol, {}, tokenizer, lambda: model)
 
     def of_seed(seed: int) -> dict:
-        samples = calibration.windows(texts, tokenizer, protocol.num_samples, protocol.length, seed)
+        samples = windows(texts, tokenizer, protocol.num_samples, protocol.length, seed)
         return measured(model, setting, samples, blocks)
 
     measure_seeds(FOUND, options.seeds, options.setting, of_seed)

@@ -31,13 +31,14 @@ def checked_choice(part: object, kept, count: int, num_pruned: int | None, where
 
 
 def checked_allocation(part: object, found, layers: int) -> torch.Tensor:
-    """In float64 on the CPU. Raises: PartError unless a ratio, or two, for every layer, finite and not negative."""
+    """(layers, 2), of heads and of channels, in float64 on the CPU. Raises: PartError unless a ratio, or two, for every
+    layer, finite and not negative."""
     shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
     if shape not in ((layers,), (layers, 2)):
         raise PartError(f"{part} returned {shape}; allowed: ({layers},), or ({layers}, 2) for heads, channels")
     if not torch.isfinite(found).all() or (found < 0).any():
         raise PartError(f"{part} returned {found.tolist()}; allowed: finite ratios, not negative")
-    return found.double().cpu()
+    return found.double().cpu().view(layers, -1).expand(layers, 2)
 
 
 def checked_recovery(

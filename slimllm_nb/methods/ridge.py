@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from slimllm_nb.llama import other_columns
 from slimllm_nb.methods.registry import register
 
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -65,6 +64,13 @@ def fit_ridge(
     gone = other_columns(kept, len(covariance))
     new = weight[:, kept] + Normal.of(covariance, weight, kept, gone).change(penalty)
     return new, weight @ means - new @ means[kept]
+
+
+def other_columns(columns: Int[Tensor, "some"], width: int) -> Int[Tensor, "others"]:
+    """Those of `width` columns that are not among these, sorted."""
+    others = torch.ones(width, dtype=torch.bool, device=columns.device)
+    others[columns] = False
+    return others.nonzero().flatten()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """How much is pruned: from ratios to whole heads and channels, and from a wanted number of parameters to a ratio."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,6 @@ from slimllm_nb.methods import Method
 from slimllm_nb.methods.checked import checked_allocation
 
 TOLERANCE = 0.003  # a target is met when the share that is left is within 0.3 points of it
-PARTS = ("model", "decoder")
 HIGHEST = 1 - 1e-9  # ratio
 
 
@@ -47,8 +46,8 @@ class PruningTarget:
         ratio, target = self.pruning_ratio, self.target_parameters
         if (ratio is None) == (target is None):
             raise ValueError(f"pruning_ratio is {ratio} and target_parameters is {target}: give exactly one of them")
-        if self.target_of not in PARTS:
-            raise ValueError(f"target_of is {self.target_of!r}; allowed: {', '.join(map(repr, PARTS))}")
+        if self.target_of not in ("model", "decoder"):
+            raise ValueError(f"target_of is {self.target_of!r}; allowed: 'model', 'decoder'")
         if target is not None and not 0 < target <= 1:
             raise ValueError(f"target_parameters is {target}; allowed: above 0, up to 1 (all parameters stay)")
         most = min(layer_widths(layer).channels for layer in model.model.layers)
@@ -59,28 +58,50 @@ class PruningTarget:
     def plan(self, method: Method, model: LlamaForCausalLM, known: Mapping) -> Plan:
         """What every layer is to lose. known: what the method's allocation may ask for and depends on the samples.
 
+        With a number of parameters as the target, a layer is to lose its ratios' shares of the parameters of its heads
+        and of its channels. Heads are few and come whole, and which key/value heads lose their last query head is known
+        only when the heads are chosen; so the heads are pruned first, and the channels make up the rest
+        (`channels_for`). What one layer cannot give is asked of the next ones: one pruning meets any target in reach.
         Raises: PartError unless the allocation gives a ratio, or two, for every layer, finite and not negative;
-        ValueError for a target out of reach.
+        ValueError when even ratio 1 leaves more than the target.
         """
-        units = [(layer_widths(layer), *unit_parameters(layer)) for layer in model.model.layers]
-        heads = [query + key_value * width.key_value_heads / width.heads for width, query, key_value, _ in units]
-        known = {"pruned_layers": self.pruned_layers, "alpha": self.alpha, "num_layers": len(units), **known}
-        known["head_parameters"] = torch.tensor(heads, dtype=torch.float64)
-        known["channel_parameters"] = torch.tensor([channel for *_, channel in units], dtype=torch.float64)
+        layers, known = model.model.layers, {"pruned_layers": self.pruned_layers, "alpha": self.alpha, **known}
+        widths = torch.tensor([astuple(layer_widths(layer)) for layer in layers], dtype=torch.float64)
+        units = torch.tensor([unit_parameters(layer) for layer in layers], dtype=torch.float64)
+        (heads, key_value_heads, channels), (query, key_value, channel) = widths.T, units.T
+        known |= {"head_parameters": query + key_value * key_value_heads / heads, "channel_parameters": channel}
+        known["num_layers"] = len(layers)
 
         def allocation(ratio: float) -> Float[Tensor, "layers 2"]:
             found = method.allocation(known | {"pruning_ratio": ratio})
-            return expand_ratios(checked_allocation(method.allocation, found, len(units)))
+            return checked_allocation(method.allocation, found, len(layers))
 
         if self.target_parameters is None:
-            return Plan(self.pruning_ratio, allocation(self.pruning_ratio), channel_multiple=self.channel_multiple)
-        wanted = self.target_parameters, self.target_of, method.recovery.adds_bias, self.channel_multiple
-        return plan_target(allocation, model, *wanted)
+            return Plan(self.pruning_ratio, allocation(self.pruning_ratio), None, self.channel_multiple)
+        removable = torch.stack([heads * query + key_value_heads * key_value, channels * channel], 1)
+        outputs = [(layer.self_attn.o_proj, layer.mlp.down_proj) for layer in layers]
+        biases = torch.tensor([sum(one.out_features for one in two if one.bias is None) for two in outputs])
+        # One head, as many channels as have to stay, new biases.
+        stays = query + key_value + self.channel_multiple * channel + method.recovery.adds_bias * biases
+        most = removable.sum(1) - stays
+        total, target = count_parameters(model)[self.target_of], self.target_parameters
 
+        def removals(ratio: float) -> Float[Tensor, "layers"]:
+            return (allocation(ratio) * removable).sum(1).minimum(most)
 
-def expand_ratios(found: Float[Tensor, "*layers_and_two"]) -> Float[Tensor, "layers 2"]:
-    """One ratio for each layer as ratios of its heads and of its channels; (layers, 2) as it is."""
-    return found if found.ndim == 2 else found[:, None].expand(-1, 2)
+        def surplus(ratio: float) -> float:
+            return removals(ratio).sum().item() - (1 - target) * total
+
+        if (most_of_all := surplus(HIGHEST)) < -TOLERANCE * total:
+            raise ValueError(
+                f"target_parameters is {target} of the {self.target_of}, but at least "
+                f"{target - most_of_all / total:.4f} of it stay: only pruned_layers layers are pruned, and each keeps "
+                "one head and channel_multiple channels: change the target, pruned_layers or alpha"
+            )
+        # What is removed grows with the ratio; where an allocation gives whole heads and channels, in small steps,
+        # which the channels make up.
+        ratio = HIGHEST if most_of_all < 0 else optimize.bisect(surplus, 0.0, HIGHEST, xtol=1e-15)
+        return Plan(ratio, allocation(ratio), removals(ratio), self.channel_multiple)
 
 
 def unit_parameters(layer: nn.Module) -> tuple[int, int, int]:
@@ -96,13 +117,9 @@ def unit_parameters(layer: nn.Module) -> tuple[int, int, int]:
 
 
 def removed_counts(widths: Widths, ratio: float, channel_ratio: float | None = None) -> tuple[int, int]:
-    """How many heads and channels a layer's ratio takes: round(ratio * count), but one of each is always kept.
-
-    channel_ratio: of the channels, where it is another one.
-    """
-    heads = min(round(ratio * widths.heads), widths.heads - 1)
-    channels = min(round((ratio if channel_ratio is None else channel_ratio) * widths.channels), widths.channels - 1)
-    return heads, channels
+    """How many heads and channels a layer's ratio (or its channels' own) takes: round(ratio * count), but one stays."""
+    pairs = (ratio, widths.heads), (ratio if channel_ratio is None else channel_ratio, widths.channels)
+    return tuple(min(round(ratio * count), count - 1) for ratio, count in pairs)
 
 
 def aligned(channels: int, removed: int, multiple: int) -> int:
@@ -114,59 +131,13 @@ def aligned(channels: int, removed: int, multiple: int) -> int:
     return channels - min(max(kept, 1), channels // multiple) * multiple
 
 
-def channels_for(layer: nn.Module, removal: float, shift: bool) -> int:
-    """How many channels are pruned so that the MLP loses `removal` parameters, as nearly as whole channels allow.
-
-    shift: whether recovery gives the MLP's output a bias, where it has none."""
-    *_, per_channel = unit_parameters(layer)
-    bias = layer.hidden_size if shift and layer.mlp.down_proj.bias is None else 0
-    if removal <= (per_channel - bias) / 2:  # one channel would overshoot by more than none falls short
+def channels_for(layer: nn.Module, removal: float, adds_bias: bool) -> int:
+    """How many channels are pruned so that the MLP loses `removal` parameters, as nearly as whole channels allow."""
+    *_, channel = unit_parameters(layer)
+    bias = layer.hidden_size if adds_bias and layer.mlp.down_proj.bias is None else 0
+    if removal <= (channel - bias) / 2:  # one channel would overshoot by more than none falls short
         return 0
-    return min(max(round((removal + bias) / per_channel), 1), layer_widths(layer).channels - 1)
-
-
-def plan_target(
-    allocation: Callable[[float], Float[Tensor, "*layers_and_two"]],
-    model: LlamaForCausalLM,
-    target: float,
-    part: str,
-    shift: bool,
-    channel_multiple: int = 1,
-) -> Plan:
-    """The plan that leaves `target` (a share, 0 to 1) of the parameters of `part`: "model" or "decoder".
-
-    A layer is to lose its ratios' shares of the parameters of its heads and of its channels. Heads are few and come
-    whole, and which key/value heads lose their last query head is known only when the heads are chosen; so the heads
-    are pruned first, and the channels make up the rest (`channels_for`). What one layer cannot give is asked of the
-    next ones. One pruning meets any target within reach.
-    Raises: ValueError when even ratio 1 leaves more than the target.
-    """
-    total, removable, stays = count_parameters(model)[part], [], []
-    for layer in model.model.layers:
-        width, (query, key_value, channel) = layer_widths(layer), unit_parameters(layer)
-        removable.append([width.heads * query + width.key_value_heads * key_value, width.channels * channel])
-        biases = sum(shift and one.bias is None for one in (layer.self_attn.o_proj, layer.mlp.down_proj))
-        # One head, as many channels as have to stay, new biases.
-        stays.append(query + key_value + channel_multiple * channel + biases * layer.hidden_size)
-    removable = torch.tensor(removable, dtype=torch.float64)
-    most = removable.sum(1) - torch.tensor(stays)
-
-    def removals(ratio: float) -> Float[Tensor, "layers"]:
-        return (expand_ratios(allocation(ratio)) * removable).sum(1).minimum(most)
-
-    def surplus(ratio: float) -> float:
-        return removals(ratio).sum().item() - (1 - target) * total
-
-    if (most_of_all := surplus(HIGHEST)) < -TOLERANCE * total:
-        raise ValueError(
-            f"target_parameters is {target} of the {part}, but at least {target - most_of_all / total:.4f} of it stay: "
-            "only pruned_layers layers are pruned, and each keeps one head and channel_multiple channels: change the "
-            "target, pruned_layers or alpha"
-        )
-    # What is removed grows with the ratio; where an allocation gives whole heads and channels, in small steps, which
-    # the channels make up.
-    ratio = HIGHEST if most_of_all < 0 else optimize.bisect(surplus, 0.0, HIGHEST, xtol=1e-15)
-    return Plan(ratio, expand_ratios(allocation(ratio)), removals(ratio), channel_multiple)
+    return min(max(round((removal + bias) / channel), 1), layer_widths(layer).channels - 1)
 
 
 def check_met(target: PruningTarget, left: Mapping[str, float]) -> None:

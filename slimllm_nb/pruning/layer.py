@@ -78,19 +78,22 @@ def dense_scores(
     index: int,
 ) -> tuple[None, dict[str, Tensor]]:
     """Head and channel scores of a layer that is not pruned. `batches` are overwritten with its output."""
-    heads = _dense_scores(Attention(layer, batches, index, settings, context), settings.method.head_score)
-    channels = _dense_scores(Mlp(layer, batches, index, settings), settings.method.channel_score)
-    return None, {"head_scores": heads, "channel_scores": channels}
+    found = {}
+    for score in (settings.method.head_score, settings.method.channel_score):
+        given = layer, batches, index, settings
+        sublayer = Attention(*given, context) if score.kind == "head_score" else Mlp(*given)
+        found[f"{score.kind}s"] = statistics_for(sublayer, [score])["scores"]
+        _move_on(sublayer, sublayer.weight, sublayer.projection.bias)
+    return None, found
 
 
-def _dense_scores(sublayer: Sublayer, score: Part) -> Tensor:
-    found = _scores(sublayer, gather(sublayer, set(score.needs)), score)
-    _move_on(sublayer, None, sublayer.weight, sublayer.projection.bias)
-    return found
-
-
-def _scores(sublayer: Sublayer, statistics: dict, score: Part) -> Tensor:
-    return checked_scores(score, score(statistics), sublayer.count, sublayer.where).to(sublayer.weight.device)
+def statistics_for(sublayer: Sublayer, parts: list[Part]) -> dict:
+    """What these parts ask for; of a score among them, "scores" as well."""
+    statistics = gather(sublayer, {name for part in parts for name in part.needs})
+    if parts[0].kind.endswith("_score"):
+        scores = checked_scores(parts[0], parts[0](statistics), sublayer.count, sublayer.where)
+        statistics["scores"] = scores.to(sublayer.weight.device)
+    return statistics
 
 
 def _prune(
@@ -98,20 +101,17 @@ def _prune(
 ) -> tuple[Int[Tensor, "kept"], dict[str, Tensor], dict]:
     """What is kept, the new tensors, and the lines of the report."""
     if num_pruned == 0:
-        _move_on(sublayer, None, weight := sublayer.weight.clone(), bias := sublayer.projection.bias)
+        _move_on(sublayer, weight := sublayer.weight.clone(), bias := sublayer.projection.bias)
         kept = torch.arange(sublayer.count, device=weight.device)
         return kept, sublayer.cut(kept, weight, None if bias is None else bias.clone()), {}
-    *score, selection, recovery = parts
-    statistics = gather(sublayer, {name for part in parts for name in part.needs}) | {"num_pruned": num_pruned}
-    if score:
-        statistics["scores"] = _scores(sublayer, statistics, *score)
+    *_, selection, recovery = parts
+    statistics = statistics_for(sublayer, parts) | {"num_pruned": num_pruned}
     asked = None if selection.options.get("even_groups") else num_pruned
     kept = checked_choice(selection, selection(statistics), sublayer.count, asked, sublayer.where)
     columns = sublayer.columns(kept := kept.to(sublayer.weight.device))
     weight, bias, report = _recover(sublayer, statistics, columns, recovery)
-    _move_on(sublayer, columns, weight, bias)
-    prefix = "attention" if isinstance(sublayer, Attention) else "mlp"
-    return kept, sublayer.cut(kept, weight, bias), {f"{prefix}_{name}": one for name, one in report.items()}
+    _move_on(sublayer, weight, bias, columns)
+    return kept, sublayer.cut(kept, weight, bias), {f"{sublayer.label.lower()}_{k}": one for k, one in report.items()}
 
 
 def _recover(
@@ -119,7 +119,7 @@ def _recover(
 ) -> tuple[Float[Tensor, "hidden columns"], Float[Tensor, "hidden"] | None, dict]:
     """Weight of the kept columns and bias as they are stored, and the lines of the report (paper section 4.3)."""
     old, bias = sublayer.weight[:, columns], sublayer.projection.bias
-    moments = output_moments(sublayer, statistics, columns, None)
+    moments = output_moments(sublayer, statistics, columns, old)
     report = {"error_before": regression.relative_error(moments)}
     result = part(statistics | {"kept": columns, "moments": moments})
     if result is None:
@@ -129,14 +129,14 @@ def _recover(
         weight, report["mean_scale"] = first[:, None] * old.double(), first.mean().item()
         report["error_after"] = regression.relative_error(moments, first, shift)
     else:
-        weight, moments = first, output_moments(sublayer, statistics, columns, first)
+        weight, moments = first, output_moments(sublayer, statistics, columns, first.to(old))
         report["error_after"] = regression.relative_error(moments, shift=0.0 if shift is None else shift)
     if bias is not None:
         shift = bias.double() if shift is None else shift + bias.double()
     return weight.to(old), None if shift is None else shift.to(old), report
 
 
-def _move_on(sublayer: Sublayer, columns: Int[Tensor, "columns"] | None, weight: Tensor, bias: Tensor | None) -> None:
+def _move_on(sublayer: Sublayer, weight: Tensor, bias: Tensor | None, columns: Tensor | None = None) -> None:
     """Add what the pruned sublayer gives to the residual stream, batch by batch."""
     for index, batch in enumerate(sublayer.batches):
         output = functional.linear(sublayer.inputs(index, columns), weight, bias)

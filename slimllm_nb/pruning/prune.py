@@ -49,7 +49,7 @@ def prune(
 
     pruning_ratio: mean ratio over the pruned layers, from 0 (an identical model) up to, not including, 1. Or
     target_parameters: the share of the parameters of `target_of` ("model" or "decoder") to be left, above 0 up to 1,
-    met within 0.3 points: channels make up what whole heads leave (budget.plan_target).
+    met within 0.3 points: channels make up what whole heads leave (budget.PruningTarget.plan).
     pruned_layers, alpha: see ratios.allocate.
     channel_multiple: pruned layers keep a multiple of so many channels (8 and more: half precision on a GPU; 32: int4
     groups and GGUF's quantized types); what rounding leaves or takes of a target, the layers after it make up.

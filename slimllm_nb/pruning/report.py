@@ -59,13 +59,12 @@ class PruningReport(BaseModel):
     def __str__(self) -> str:
         lines = [] if self.method == "slimllm" else [f"method {self.method}"]
         multiple = f", channels in multiples of {self.channel_multiple}" if self.channel_multiple > 1 else ""
-        shared = f"over {self.pruned_layers} layers, alpha {self.alpha:g}{multiple}"
-        lines += [f"pruning ratio {self.pruning_ratio:.4f} {shared}"]
+        over = f"over {self.pruned_layers} layers, alpha {self.alpha:g}{multiple}"
+        lines.append(f"pruning ratio {self.pruning_ratio:.4f} {over}")
         if self.target_parameters is not None:
             lines.append(f"asked for: {self.target_parameters:.1%} of the parameters of the {self.target_of}")
         for name, part in (("decoder", self.decoder), ("model", self.model)):
             lines.append(f"{name}: {part.before:,} -> {part.after:,} parameters, {part.share_left:.1%} left")
-        clipped = [layer.index for layer in self.layers if layer.clipped]
-        if clipped:
+        if clipped := [layer.index for layer in self.layers if layer.clipped]:
             lines.append(f"clipped so that one head and one channel stay: layers {clipped}")
         return "\n".join(lines)

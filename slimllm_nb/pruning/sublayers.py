@@ -6,7 +6,6 @@ columns of it: the head_dim columns of a query head, the one column of an interm
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -39,10 +38,8 @@ class Settings:
 
 class Sublayer:
     """What attention and MLP have in common. `batches` are their inputs on the residual stream; `count` heads or
-    channels; `constants` what parts may ask for before any token is seen; `where` is for errors."""
-
-    name: ClassVar[str]
-    label: ClassVar[str]
+    channels of `size` columns each; `constants` what parts may ask for before any token is seen; `where` is for errors.
+    name: of the sublayer in the layer. label: in errors and in the report."""
 
     def __init__(self, layer: nn.Module, batches: tuple[Tensor, ...], index: int, settings: Settings):
         self.layer, self.batches, self.where = layer, batches, f"decoder layer {index}, {self.label}"
@@ -56,8 +53,6 @@ class Sublayer:
             self.constants[f"{name}_weight"] = getattr(self.module, projection).weight
             self.constants[f"{name}_gradient"] = gradients.get(f"{self.name}.{projection}.weight")
 
-        self.known_inputs: dict[int, Float[Tensor, "tokens width"]] = {}
-
     def inputs(self, index: int, columns: Int[Tensor, "some"] | None = None) -> Float[Tensor, "tokens width"]:
         """The input of the output projection for batch `index`, or some columns of it."""
         found = self.known_inputs[index]
@@ -65,7 +60,7 @@ class Sublayer:
 
     def columns(self, kept: Int[Tensor, "kept"]) -> Int[Tensor, "columns"]:
         """The columns of `weight` that belong to these heads or channels."""
-        return kept
+        return head_columns(kept, self.size)
 
     def cut(self, kept: Int[Tensor, "kept"], weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
         """The tensors of the sublayer with these heads or channels, by their names in the layer. weight, bias: the new
@@ -87,17 +82,13 @@ class Attention(Sublayer):
 
     def __init__(self, layer: nn.Module, batches: tuple, index: int, settings: Settings, context: Callable):
         super().__init__(layer, batches, index, settings)
-        self.count, self.head_dim = layer_widths(layer).heads, self.module.head_dim
-        self.constants |= {"head_dim": self.head_dim, "key_value_owner": key_value_owner(self.module)}
-        for number, batch in enumerate(batches):
-            self.known_inputs[number] = calibration.head_inputs(layer, batch, context(batch)).flatten(1)
-
-    def columns(self, kept: Int[Tensor, "kept"]) -> Int[Tensor, "columns"]:
-        return head_columns(kept, self.head_dim)
+        self.count, self.size = layer_widths(layer).heads, self.module.head_dim
+        self.constants |= {"head_dim": self.size, "key_value_owner": key_value_owner(self.module)}
+        self.known_inputs = [calibration.head_inputs(layer, batch, context(batch)).flatten(1) for batch in batches]
 
     def _rows(self, kept: Int[Tensor, "kept"]) -> dict[str, Tensor]:
         # A key/value head is kept as long as one of its query heads is.
-        key_values = head_columns(key_value_owner(self.module)[kept].unique(), self.head_dim)
+        key_values = head_columns(key_value_owner(self.module)[kept].unique(), self.size)
         return {"q_proj": self.columns(kept), "k_proj": key_values, "v_proj": key_values}
 
 
@@ -108,15 +99,16 @@ class Mlp(Sublayer):
 
     def __init__(self, layer: nn.Module, batches: tuple[Tensor, ...], index: int, settings: Settings):
         super().__init__(layer, batches, index, settings)
-        self.count = layer_widths(layer).channels
+        self.count, self.size = layer_widths(layer).channels, 1
         tokens = sum(batch.shape[:-1].numel() for batch in batches)
-        self._keeps = tokens * self.count * self.weight.element_size() <= activation_limit(layer)
+        self.keeps = tokens * self.count * self.weight.element_size() <= activation_limit(layer)
+        self.known_inputs: dict[int, Float[Tensor, "tokens intermediate"]] = {}
 
     def mlp_inputs(self, index: int) -> Float[Tensor, "tokens hidden"]:
         return calibration.mlp_inputs(self.layer, self.batches[index])
 
     def inputs(self, index: int, columns: Int[Tensor, "some"] | None = None) -> Float[Tensor, "tokens width"]:
-        if not self._keeps:
+        if not self.keeps:
             return calibration.mlp_activations(self.layer, self.mlp_inputs(index), columns)
         if index not in self.known_inputs:
             self.known_inputs[index] = calibration.mlp_activations(self.layer, self.mlp_inputs(index))
