@@ -36,9 +36,24 @@ def covariance_of_contributions(
     sigma: Float[Tensor, "width width"], output_weight: Float[Tensor, "hidden width"], heads: int
 ) -> Float[Tensor, "hidden heads heads"]:
     """C from Sigma, the covariance of the `o_proj` input: C_j[g, h] = W_g[j]' Sigma_gh W_h[j]. Float64."""
-    weight, rows = output_weight.to(sigma), sigma.chunk(heads)
-    products = (own @ of_head * weight for own, of_head in zip(weight.chunk(heads, 1), rows, strict=True))
-    return torch.stack([one.unflatten(1, (heads, -1)).sum(-1) for one in products], 1)
+    weight, size = output_weight.to(sigma), len(sigma) // heads
+    covariance = sigma.new_empty(len(weight), heads, heads)
+    for head in range(heads):  # C_j is symmetric: head by head, with itself and the heads behind it
+        own, others = slice(head * size, (head + 1) * size), slice(head * size, None)
+        products = (weight[:, own] @ sigma[own, others]).mul_(weight[:, others])
+        covariance[:, head, head:] = products.unflatten(1, (-1, size)).sum(-1)  # -> (hidden, heads - head)
+        covariance[:, head + 1 :, head] = covariance[:, head, head + 1 :]
+    return covariance
+
+
+def kept_and_full(
+    covariance: Float[Tensor, "hidden heads heads"], sets: Int[Tensor, "sets kept"]
+) -> tuple[Float[Tensor, "hidden sets"], Float[Tensor, "hidden sets"], Float[Tensor, "hidden 1"]]:
+    """For every output dimension and set of heads: cov(the set's output, full output), var(the set's output); and
+    var(full output)."""
+    indicators = covariance.new_zeros(len(sets), covariance.shape[1]).scatter_(1, sets, 1).T  # (heads, sets)
+    within = ((covariance @ indicators) * indicators).sum(1)
+    return covariance.sum(2) @ indicators, within, covariance.sum((1, 2))[:, None]
 
 
 def similarity(
@@ -50,10 +65,7 @@ def similarity(
     Between 0 and `hidden`; an output that does not vary counts as 0. Paper eq. 3 (per output dimension, in absolute
     value, as in the authors' code).
     """
-    sets = kept.reshape(-1, kept.shape[-1])
-    indicators = covariance.new_zeros(len(sets), covariance.shape[1]).scatter_(1, sets, 1).T  # (heads, sets)
-    var_kept = ((covariance @ indicators) * indicators).sum(1)  # (hidden, sets)
-    cov, var_full = covariance.sum(2) @ indicators, covariance.sum((1, 2))[:, None]
+    cov, var_kept, var_full = kept_and_full(covariance, kept.reshape(-1, kept.shape[-1]))
     floor = variance_floor(var_full)
     pearson = cov.abs() / (var_kept.clamp_min(floor) * var_full.clamp_min(floor)).sqrt()
     return torch.where((var_kept > floor) & (var_full > floor), pearson, 0).sum(0).view(kept.shape[:-1])

@@ -119,7 +119,7 @@ def _recover(
 ) -> tuple[Float[Tensor, "hidden columns"], Float[Tensor, "hidden"] | None, dict]:
     """Weight of the kept columns and bias as they are stored, and the lines of the report (paper section 4.3)."""
     old, bias = sublayer.weight[:, columns], sublayer.projection.bias
-    moments = output_moments(sublayer, statistics, columns, old)
+    moments = output_moments(sublayer, statistics, columns, None)
     report = {"error_before": regression.relative_error(moments)}
     result = part(statistics | {"kept": columns, "moments": moments})
     if result is None:

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from slimllm_nb import regression
+from slimllm_nb import heads, regression
 from slimllm_nb.checks import require_finite
 from slimllm_nb.covariance import RunningCovariance
-from slimllm_nb.heads import covariance_of_contributions
 from slimllm_nb.pruning.sublayers import Sublayer
 
 HOLD_OUT = 8  # one sample in so many is held out from what a recovery is fitted on, when it asks for that
@@ -60,19 +59,20 @@ def gather(sublayer: Sublayer, wanted: set[str]) -> dict:
     found |= {name: torch.cat(stored[name]) for name in ("inputs", "mlp_inputs") if name in wanted}
     if "contribution_covariance" in wanted:
         sigma = found["input_covariance"]
-        found["contribution_covariance"] = covariance_of_contributions(sigma, sublayer.weight, sublayer.count)
+        found["contribution_covariance"] = heads.covariance_of_contributions(sigma, sublayer.weight, sublayer.count)
     return found | {"outputs": stored["outputs"]}
 
 
-def output_moments(sublayer: Sublayer, statistics: dict, columns: Tensor, weight: Tensor) -> regression.Moments:
-    """Moments of what the kept columns (kept,) give with this weight (hidden, kept), and of the full output: of heads,
-    from the covariance of the inputs; else in another pass over the batches."""
-    if not (outputs := statistics["outputs"]):
-        means, sigma = statistics["input_means"], statistics["input_covariance"]
-        full = sublayer.weight.to(sigma)
-        kept = torch.zeros_like(full).index_copy_(1, columns, weight.to(sigma))
-        pairs = (kept, full), (kept, kept), (full, full)
-        cov, var_kept, var_full = (torch.linalg.vecdot(a @ sigma, b) for a, b in pairs)
-        return regression.Moments(kept @ means, full @ means, var_kept, var_full, cov)
-    kept = (functional.linear(sublayer.inputs(index, columns), weight) for index in range(len(outputs)))
-    return regression.moments(zip(kept, outputs, strict=True))
+def output_moments(sublayer: Sublayer, statistics: dict, columns: Tensor, weight: Tensor | None) -> regression.Moments:
+    """Moments of what the kept columns (kept,) give and of the full output: of heads, from the covariance of their
+    contributions; else in another pass. weight: a new one for the kept columns (hidden, kept); None: their own."""
+    own = sublayer.weight
+    if weight is None and "contribution_covariance" in statistics:
+        kept, means = columns[:: sublayer.size] // sublayer.size, statistics["input_means"]
+        found = heads.kept_and_full(statistics["contribution_covariance"], kept[None])
+        (cov, var_kept, var_full), full = (one[:, 0] for one in found), own.to(means)
+        return regression.Moments(full[:, columns] @ means[columns], full @ means, var_kept, var_full, cov)
+    batches, kept = range(len(sublayer.batches)), own[:, columns] if weight is None else weight
+    outputs = statistics["outputs"] or [functional.linear(sublayer.inputs(index), own) for index in batches]
+    pairs = ((functional.linear(sublayer.inputs(index, columns), kept), outputs[index]) for index in batches)
+    return regression.moments(pairs)
