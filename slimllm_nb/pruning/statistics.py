@@ -73,6 +73,6 @@ def output_moments(sublayer: Sublayer, statistics: dict, columns: Tensor, weight
         (cov, var_kept, var_full), full = (one[:, 0] for one in found), own.to(means)
         return regression.Moments(full[:, columns] @ means[columns], full @ means, var_kept, var_full, cov)
     batches, kept = range(len(sublayer.batches)), own[:, columns] if weight is None else weight
-    outputs = statistics["outputs"] or [functional.linear(sublayer.inputs(index), own) for index in batches]
-    pairs = ((functional.linear(sublayer.inputs(index, columns), kept), outputs[index]) for index in batches)
-    return regression.moments(pairs)
+    full = statistics["outputs"] or (functional.linear(sublayer.inputs(index), own) for index in batches)
+    of_kept = (functional.linear(sublayer.inputs(index, columns), kept) for index in batches)
+    return regression.moments(zip(of_kept, full, strict=True))
