@@ -94,13 +94,9 @@ def select_heads(
     heads = covariance.shape[1]
     if not 0 <= num_pruned < heads:
         raise ValueError(f"num_pruned is {num_pruned}; allowed: 0 to {heads - 1} (a layer keeps at least one head)")
-    if importance is None:
-        importance = head_importance(covariance)
-    order = torch.argsort(importance, stable=True)
+    order = torch.argsort(head_importance(covariance) if importance is None else importance, stable=True)
     pruned, kept = order[:num_pruned], order[num_pruned:].sort().values
-    if not greedy:
-        return kept
-    return greedy_search(covariance, kept, pruned)
+    return greedy_search(covariance, kept, pruned) if greedy else kept
 
 
 def greedy_search(

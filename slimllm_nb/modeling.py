@@ -83,19 +83,15 @@ class SlimLlamaDecoderLayer(LlamaDecoderLayer):
         # made for it, so a layer with another one would see the tokens after it.
         self.self_attn.config = config
         if own.o_proj_bias:
-            width = self.self_attn.o_proj.in_features
-            self.self_attn.o_proj = nn.Linear(width, own.hidden_size, bias=True)
+            self.self_attn.o_proj = nn.Linear(self.self_attn.o_proj.in_features, own.hidden_size)
         if own.down_proj_bias:
-            self.mlp.down_proj = nn.Linear(own.intermediate_size, own.hidden_size, bias=True)
+            self.mlp.down_proj = nn.Linear(own.intermediate_size, own.hidden_size)
 
 
 class SlimLlamaPreTrainedModel(LlamaPreTrainedModel):
     config: SlimLlamaConfig
     _no_split_modules = ["SlimLlamaDecoderLayer"]  # noqa: RUF012 (transformers' own form)
-    _can_record_outputs = {  # noqa: RUF012
-        "hidden_states": SlimLlamaDecoderLayer,
-        "attentions": LlamaAttention,
-    }
+    _can_record_outputs = {"hidden_states": SlimLlamaDecoderLayer, "attentions": LlamaAttention}  # noqa: RUF012
 
 
 class SlimLlamaModel(SlimLlamaPreTrainedModel, LlamaModel):

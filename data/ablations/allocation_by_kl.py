@@ -22,11 +22,11 @@ from slimllm_nb.calibration import embed, layer_context
 from slimllm_nb.comparison import protocol_of
 from slimllm_nb.comparison.judges import judged_blocks
 from slimllm_nb.generated import generate_samples, windows
-from slimllm_nb.llama import layer_widths
+from slimllm_nb.llama import head_columns, layer_widths
 from slimllm_nb.methods import as_method
 from slimllm_nb.progress import bar
 from slimllm_nb.pruning.budget import PruningTarget, removed_counts
-from slimllm_nb.pruning.layer import _move_on, _recover, statistics_for
+from slimllm_nb.pruning.layer import move_on, recover, statistics_for
 from slimllm_nb.pruning.prune import Layers, layer_similarities, walk
 from slimllm_nb.pruning.sublayers import Attention, Mlp, Settings
 from slimllm_nb.reproduce import load_profile
@@ -60,11 +60,11 @@ def level_step(settings: Settings, layer, batches, context, index: int):
         for level, number in enumerate(counts(kind, layer_widths(layer))):
             weight, bias = sublayer.weight.clone(), sublayer.weight.new_zeros(len(sublayer.weight))
             if number:
-                columns = sublayer.columns(selection(statistics | {"num_pruned": number}))
-                new, bias, _ = _recover(sublayer, statistics, columns, recovery)
+                columns = head_columns(selection(statistics | {"num_pruned": number}), sublayer.size)
+                new, bias, _ = recover(sublayer, statistics, columns, recovery)
                 weight = torch.zeros_like(weight).index_copy_(1, columns, new)
             found |= {f"{kind}.{level}.weight": weight, f"{kind}.{level}.bias": bias}
-        _move_on(sublayer, sublayer.weight, sublayer.projection.bias)
+        move_on(sublayer, sublayer.weight, sublayer.projection.bias)
     return None, found
 
 

@@ -145,8 +145,7 @@ def check_met(target: PruningTarget, left: Mapping[str, float]) -> None:
     asked, left = target.target_parameters, left[target.target_of]
     if asked is not None and abs(left - asked) > TOLERANCE:
         raise ValueError(
-            f"target_parameters is {asked} of the {target.target_of}, but {left:.4f} are left, which is not within "
-            f"{TOLERANCE}: whole heads go, and the channels of the last pruned layers (kept in multiples of "
-            f"{target.channel_multiple}) could not make up for them: change the target, pruned_layers, alpha or "
-            "channel_multiple"
+            f"target_parameters is {asked} of the {target.target_of}, but {left:.4f} are left, not within {TOLERANCE}: "
+            f"channels of the last pruned layers (kept in multiples of {target.channel_multiple}) could not make up "
+            "for whole heads: change the target, pruned_layers, alpha or channel_multiple"
         )

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from slimllm_nb import regression
 from slimllm_nb.checks import require_finite
-from slimllm_nb.llama import key_value_owner, layer_widths
+from slimllm_nb.llama import head_columns, key_value_owner, layer_widths
 from slimllm_nb.methods import Part
 from slimllm_nb.methods.checked import checked_choice, checked_recovery, checked_scores
 from slimllm_nb.pruning.budget import Plan, aligned, channels_for, removed_counts
@@ -23,7 +23,6 @@ from slimllm_nb.pruning.statistics import gather, output_moments
 from slimllm_nb.pruning.sublayers import Attention, Mlp, Settings, Sublayer
 
 
-@torch.no_grad()
 def prune_layer(
     layer: nn.Module,
     batches: tuple[Float[Tensor, "_ length hidden"], ...],
@@ -69,7 +68,6 @@ def prune_layer(
     return {"report": lines, "overrides": overrides, "removed": removed}, tensors
 
 
-@torch.no_grad()
 def dense_scores(
     settings: Settings,
     layer: nn.Module,
@@ -83,7 +81,7 @@ def dense_scores(
         given = layer, batches, index, settings
         sublayer = Attention(*given, context) if score.kind == "head_score" else Mlp(*given)
         found[f"{score.kind}s"] = statistics_for(sublayer, [score])["scores"]
-        _move_on(sublayer, sublayer.weight, sublayer.projection.bias)
+        move_on(sublayer, sublayer.weight, sublayer.projection.bias)
     return None, found
 
 
@@ -101,20 +99,20 @@ def _prune(
 ) -> tuple[Int[Tensor, "kept"], dict[str, Tensor], dict]:
     """What is kept, the new tensors, and the lines of the report."""
     if num_pruned == 0:
-        _move_on(sublayer, weight := sublayer.weight.clone(), bias := sublayer.projection.bias)
+        move_on(sublayer, weight := sublayer.weight.clone(), bias := sublayer.projection.bias)
         kept = torch.arange(sublayer.count, device=weight.device)
         return kept, sublayer.cut(kept, weight, None if bias is None else bias.clone()), {}
     *_, selection, recovery = parts
     statistics = statistics_for(sublayer, parts) | {"num_pruned": num_pruned}
     asked = None if selection.options.get("even_groups") else num_pruned
     kept = checked_choice(selection, selection(statistics), sublayer.count, asked, sublayer.where)
-    columns = sublayer.columns(kept := kept.to(sublayer.weight.device))
-    weight, bias, report = _recover(sublayer, statistics, columns, recovery)
-    _move_on(sublayer, weight, bias, columns)
+    columns = head_columns(kept := kept.to(sublayer.weight.device), sublayer.size)
+    weight, bias, report = recover(sublayer, statistics, columns, recovery)
+    move_on(sublayer, weight, bias, columns)
     return kept, sublayer.cut(kept, weight, bias), {f"{sublayer.label.lower()}_{k}": one for k, one in report.items()}
 
 
-def _recover(
+def recover(
     sublayer: Sublayer, statistics: dict, columns: Int[Tensor, "columns"], part: Part
 ) -> tuple[Float[Tensor, "hidden columns"], Float[Tensor, "hidden"] | None, dict]:
     """Weight of the kept columns and bias as they are stored, and the lines of the report (paper section 4.3)."""
@@ -126,17 +124,16 @@ def _recover(
         return old, None if bias is None else bias.clone(), report
     first, shift, report["notes"] = checked_recovery(part, result, sublayer.weight, len(columns), sublayer.where)
     if first.ndim == 1:  # a scale and a shift, folded in float64
-        weight, report["mean_scale"] = first[:, None] * old.double(), first.mean().item()
-        report["error_after"] = regression.relative_error(moments, first, shift)
+        scale, weight, report["mean_scale"] = first, first[:, None] * old.double(), first.mean().item()
     else:
-        weight, moments = first, output_moments(sublayer, statistics, columns, first.to(old))
-        report["error_after"] = regression.relative_error(moments, shift=0.0 if shift is None else shift)
+        scale, weight, moments = 1.0, first, output_moments(sublayer, statistics, columns, first.to(old))
+    report["error_after"] = regression.relative_error(moments, scale, 0.0 if shift is None else shift)
     if bias is not None:
         shift = bias.double() if shift is None else shift + bias.double()
     return weight.to(old), None if shift is None else shift.to(old), report
 
 
-def _move_on(sublayer: Sublayer, weight: Tensor, bias: Tensor | None, columns: Tensor | None = None) -> None:
+def move_on(sublayer: Sublayer, weight: Tensor, bias: Tensor | None, columns: Tensor | None = None) -> None:
     """Add what the pruned sublayer gives to the residual stream, batch by batch."""
     for index, batch in enumerate(sublayer.batches):
         output = functional.linear(sublayer.inputs(index, columns), weight, bias)

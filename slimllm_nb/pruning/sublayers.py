@@ -58,10 +58,6 @@ class Sublayer:
         found = self.known_inputs[index]
         return found if columns is None else found.index_select(1, columns)
 
-    def columns(self, kept: Int[Tensor, "kept"]) -> Int[Tensor, "columns"]:
-        """The columns of `weight` that belong to these heads or channels."""
-        return head_columns(kept, self.size)
-
     def cut(self, kept: Int[Tensor, "kept"], weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
         """The tensors of the sublayer with these heads or channels, by their names in the layer. weight, bias: the new
         ones of the output projection. Raises: ValueError where one is not finite."""
@@ -89,7 +85,7 @@ class Attention(Sublayer):
     def _rows(self, kept: Int[Tensor, "kept"]) -> dict[str, Tensor]:
         # A key/value head is kept as long as one of its query heads is.
         key_values = head_columns(key_value_owner(self.module)[kept].unique(), self.size)
-        return {"q_proj": self.columns(kept), "k_proj": key_values, "v_proj": key_values}
+        return {"q_proj": head_columns(kept, self.size), "k_proj": key_values, "v_proj": key_values}
 
 
 class Mlp(Sublayer):
