@@ -168,15 +168,9 @@ def grade(submission: str, notebook: Path, out: Path, timeout: float, threads: i
         nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(nb, own)
         command = [sys.executable, "-c", GRADE, str(own), str(autograder(name, out).absolute())]
-        process = subprocess.Popen(
-            command,
-            cwd=temporary,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        environment, pipe = os.environ | {"OMP_NUM_THREADS": str(threads)}, subprocess.PIPE
+        options = {"stdout": pipe, "stderr": pipe, "text": True, "start_new_session": True}
+        process = subprocess.Popen(command, cwd=temporary, env=environment, **options)
         try:
             output, errors = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
