@@ -33,7 +33,7 @@ def prune_layer(
     settings: Settings,
 ) -> tuple[dict, dict[str, Tensor]]:
     """Prune decoder layer `index`. `batches` are its input, and are overwritten with the output of the pruned layer;
-    none where nothing is pruned and no output is needed.
+    none where nothing is pruned and no output is needed. Gradients are off where it is called.
 
     plan: its ratios, of the heads and of the channels. removal: parameters that the layer is to lose, for which the
     channels make up what whole heads leave; None: the ratios alone decide.
